@@ -1,0 +1,1 @@
+"""Foveate: vision-language models that look only where they need to."""
