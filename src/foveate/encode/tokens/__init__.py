@@ -1,0 +1,3 @@
+"""Methods that choose which visual tokens enter the language model, picked or merged: one paper a
+file.
+"""

@@ -1,0 +1,230 @@
+"""One batch in, the same batch with fewer visual tokens out: the one place where a plan meets a model's inputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.core.errors import InputError, UnsupportedError
+from foveate.core.method import Method
+from foveate.core.plan import Plan
+from foveate.core.report import SegmentReport
+from foveate.core.views import Reduction, Segment
+from foveate.engine import splice
+from foveate.engine.rows import Placed, place, segments
+from foveate.engine.select import question_of, reduce_request
+from foveate.models import compat
+from foveate.models.adapter import MODALITIES, AutoAdapter
+from foveate.models.encoded import Encoded
+
+Phase = Callable[[str], contextlib.AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def untimed(_: str) -> Iterator[None]:
+    yield
+
+
+@dataclass
+class RowResult:
+    """One request of the batch: what was chosen, and how many tokens of each kind stand in the prompt."""
+
+    segments: list[Segment]
+    placed: list[Placed]
+    reductions: list[Reduction]
+    reports: tuple[SegmentReport, ...]
+    index: np.ndarray
+    length: int
+    text_tokens: int
+
+    @property
+    def visual_in(self) -> int:
+        return sum(s.n for s in self.segments)
+
+    @property
+    def visual_kept(self) -> int:
+        return sum(r.k for r in self.reductions)
+
+
+@dataclass
+class Compressed:
+    """The shortened call: `kwargs` go to the model; `expand` copies encoder outputs for beams; rows for reports."""
+
+    kwargs: dict[str, Any]
+    rows: list[RowResult]
+    expand: Callable[[Any, int], Any]
+    positions: str
+    tower: Any = None
+
+    @property
+    def identity(self) -> bool:
+        return all(r.is_identity for row in self.rows for r in row.reductions)
+
+
+def refuse_later_stages(plan: Plan) -> None:
+    """UnsupportedError for stages that no engine runs yet: nothing goes on in silence."""
+    for stage in ("prefill", "memory", "decode"):
+        method: Method | None = plan.stage(stage)
+        if method is not None:
+            raise UnsupportedError(
+                f"{method.name} acts at stage {stage!r}, which this version does not run; "
+                "drop it from the plan"
+            )
+
+
+def has_media(adapter: AutoAdapter, kwargs: Mapping[str, Any]) -> bool:
+    return any(adapter.media_kwargs(kwargs, m) for m in MODALITIES)
+
+
+def compress(
+    adapter: AutoAdapter,
+    plan: Plan,
+    kwargs: Mapping[str, Any],
+    *,
+    phase: Phase = untimed,
+    special_ids: frozenset[int] = frozenset(),
+    encoded: dict[str, Encoded] | None = None,
+) -> Compressed:
+    """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks, types.
+
+    Raises InputError where ids and pictures disagree, UnsupportedError where the model cannot serve the plan.
+    """
+    refuse_later_stages(plan)
+    plan = plan.resolved(mrope=adapter.mrope)
+    ids = kwargs.get("input_ids")
+    if not torch.is_tensor(ids) or ids.ndim != 2:
+        raise UnsupportedError(
+            "a plan needs input_ids of shape (batch, tokens); inputs_embeds do not show where the "
+            "visual tokens are"
+        )
+    cache = kwargs.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        raise UnsupportedError(
+            "pictures with a filled past_key_values are not supported: start a new cache for a turn "
+            "that brings pictures"
+        )
+    mask = kwargs.get("attention_mask")
+    mask = mask if torch.is_tensor(mask) and mask.ndim == 2 else torch.ones_like(ids)
+    side = splice.padding_side(mask)
+    method = plan.stage("tokens")
+    needs = method.needs if method is not None else frozenset()
+    media = {m: adapter.media_kwargs(kwargs, m) for m in MODALITIES}
+    tower = plan.stage("tower")
+    with phase("encode"):
+        if encoded is None:
+            around = None
+            if tower is not None:
+                from foveate.engine.tower import around_tower
+
+                around = around_tower(adapter, tower)
+            encoded = {
+                m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm
+            }
+    with phase("select"):
+        rows = place(adapter, ids, mask, list(encoded.values()))
+        results, kept = [], []
+        real = mask.cpu().numpy() != 0
+        for r, placed in enumerate(rows):
+            views = segments(placed, encoded, needs)
+            question = None
+            if method is not None and views:
+                last = max((int(p.at[-1]) for p in placed if p.at.size), default=-1)
+                row_ids = ids[r][torch.as_tensor(real[r], device=ids.device)]
+                skipped = int((~real[r])[: last + 1].sum())
+                question = question_of(adapter, method, row_ids, last - skipped, special_ids)
+            chosen = reduce_request(plan, adapter, views, question)
+            pieces = [
+                splice.keep(adapter, p, c, v.encoder)
+                for p, c, v in zip(placed, chosen, views, strict=True)
+            ]
+            index = splice.row_index(ids.shape[1], placed, pieces, real[r])
+            visual = sum(p.piece.n for p in placed)
+            reports = tuple(
+                SegmentReport(
+                    v.image, v.kind, v.grid, v.n, c.k, p.piece.n - v.n, k.fixed
+                )
+                for p, c, v, k in zip(placed, chosen, views, pieces, strict=True)
+            )
+            results.append(
+                RowResult(
+                    views, placed, chosen, reports, index, int(real[r].sum()),
+                    int(real[r].sum()) - visual,
+                )
+            )
+            kept.append(pieces)
+        short = _shortened(adapter, plan, kwargs, media, mask, side, [r.index for r in results])
+
+    def outputs(repeat: int) -> dict[str, Any]:
+        found = {}
+        for modality, enc in (encoded or {}).items():
+            mine = [
+                k
+                for placed, pieces in zip(rows, kept, strict=True)
+                for _ in range(repeat)
+                for p, k in zip(placed, pieces, strict=True)
+                if p.modality == modality
+            ]
+            found[modality] = adapter.repack(enc, [k.payload for k in mine], [k.deepstack for k in mine])
+        return found
+
+    if encoded:
+        short["mm_encoder_outputs"] = outputs(1)
+
+    def expand(_: Any, repeat: int) -> dict[str, Any]:
+        return outputs(repeat)
+
+    return Compressed(short, results, expand, plan.positions, tower)
+
+
+def _shortened(
+    adapter: AutoAdapter,
+    plan: Plan,
+    kwargs: Mapping[str, Any],
+    media: Mapping[str, Mapping[str, Any]],
+    mask: Tensor,
+    side: str,
+    index: list[np.ndarray],
+) -> dict[str, Any]:
+    ids = kwargs["input_ids"]
+    full = {**kwargs, "attention_mask": mask}
+    given = kwargs.get("position_ids")
+    if plan.positions == "retain" and given is None:
+        context = {k: v for k, v in full.items() if k not in ("input_ids", "position_ids", "labels")}
+        full["position_ids"] = compat.position_ids(adapter.model, ids, context)
+    if plan.positions == "renumber":
+        full.pop("position_ids", None)
+    used = {k for mm in media.values() for k in mm} | _geometry_names(adapter)
+    full = {k: v for k, v in full.items() if k not in used}
+    pad = _pad_id(adapter, ids, mask)
+    short = splice.shorten(full, index, side, pad)
+    if plan.positions == "renumber":
+        steps = (short["attention_mask"].long().cumsum(-1) - 1).clamp(min=0)
+        short["position_ids"] = steps.expand(4, -1, -1).clone() if adapter.mrope else steps
+    return short
+
+
+def _geometry_names(adapter: AutoAdapter) -> set[str]:
+    # With fewer placeholders these would size the wrong grid; explicit position_ids replace them.
+    names = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_sizes", "target_sizes"}
+    return names | {"video_second_per_grid", "num_local_patches", "image_num_patches"}
+
+
+def _pad_id(adapter: AutoAdapter, ids: Tensor, mask: Tensor) -> int:
+    padded = ids[mask == 0]
+    if padded.numel():
+        return int(padded[0])
+    pad = getattr(adapter.text_config, "pad_token_id", None)
+    if isinstance(pad, list):
+        pad = pad[0] if pad else None
+    return int(pad) if pad is not None and pad >= 0 else 0
+
+
+def check_rows(ids: Tensor) -> None:
+    if ids.shape[0] == 0:
+        raise InputError("the batch is empty")

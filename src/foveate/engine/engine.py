@@ -1,0 +1,306 @@
+"""The engine: requests in, answers and reports out, in ragged batches, with one bad request never taking others down."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from foveate.core.errors import FoveateError, InputError, MediaError
+from foveate.core.plan import Plan
+from foveate.core.report import Report
+from foveate.core.views import Reduction
+from foveate.engine.attach import special_ids
+from foveate.engine.compress import Compressed, RowResult, compress, refuse_later_stages
+from foveate.engine.loading import load
+from foveate.engine.pixels import Look
+from foveate.engine.prompt import chat_text
+from foveate.engine.request import Answer, KeptSegment, Prepared, Request
+from foveate.measure.clock import StageClock
+from foveate.models import compat
+from foveate.models.adapter import adapter_for
+from foveate.models.media import load_image
+from foveate.models.video import load_video
+
+_log = logging.getLogger("foveate")
+
+
+class Engine:
+    """Runs plans on one model. `max_pixels` bounds a picture, `max_frames` a video.
+
+    A batch is padded on the left; requests without media and requests with pictures or videos run as
+    batches of their own. Not safe for concurrent calls on one model.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        *,
+        max_pixels: int = 64_000_000,
+        max_frames: int = 64,
+        allow_url: bool = False,
+    ) -> None:
+        self.model: Any = compat.unwrap(model)
+        self.processor = processor
+        self.adapter = adapter_for(self.model)
+        self.special_ids = special_ids(self.adapter, processor)
+        self.max_pixels = max_pixels
+        self.max_frames = max_frames
+        self.allow_url = allow_url
+        self.name = str(getattr(self.model.config, "_name_or_path", "") or self.adapter.model_type)
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, **options: Any) -> Engine:
+        """An engine over a local folder or hub id. Options: dtype, device_map, revision, and those of Engine."""
+        loading = {k: options.pop(k) for k in ("dtype", "device_map", "revision") if k in options}
+        model, processor = load(source, **loading)
+        return cls(model, processor, **options)
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        plan: str | Plan | None = None,
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int = 8,
+        streamer: Any = None,
+        progress: Callable[[int], None] | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Answer every request, in order; further options go to transformers' generate().
+
+        A request that fails carries its error. A plan that this model cannot serve raises for all.
+        """
+        parsed = Plan.parse(plan)
+        refuse_later_stages(parsed)
+        if max_new_tokens < 1:
+            raise InputError(f"max_new_tokens = {max_new_tokens} is out of range: at least 1")
+        if batch_size < 1:
+            raise InputError(f"batch_size = {batch_size} is out of range: at least 1")
+        if streamer is not None and len(requests) != 1:
+            raise InputError("a streamer serves one request at a time")
+        answers: list[Answer | None] = [None] * len(requests)
+        groups: dict[tuple[bool, bool], list[tuple[int, Prepared]]] = {}
+        for i, request in enumerate(requests):
+            try:
+                ready = self.prepare(request)
+            except (InputError, MediaError) as error:
+                answers[i] = Answer("", error=error, id=request.id)
+                continue
+            groups.setdefault((bool(ready.pictures), bool(ready.videos)), []).append((i, ready))
+        settings = {"max_new_tokens": max_new_tokens, "streamer": streamer, **options}
+        for members in groups.values():
+            for start in range(0, len(members), batch_size):
+                part = members[start : start + batch_size]
+                found = self._guarded([p for _, p in part], parsed, settings)
+                for (i, _), answer in zip(part, found, strict=True):
+                    answers[i] = answer
+                if progress is not None:
+                    progress(len(part))
+        return [a for a in answers if a is not None]
+
+    def prepare(self, request: Request) -> Prepared:
+        """Read media and write the chat text; InputError or MediaError says what is wrong with this request."""
+        notes: list[str] = []
+        pictures = []
+        for source in request.images:
+            loaded = load_image(source, max_pixels=self.max_pixels, allow_url=self.allow_url)
+            pictures.append(loaded.image)
+            notes += loaded.notes
+        videos = []
+        for source in request.videos:
+            video = load_video(source, frames=None, fps=None, max_frames=self.max_frames)
+            videos.append(video)
+            notes += video.notes
+        text = chat_text(self.processor, request, len(pictures), len(videos))
+        return Prepared(request, pictures, videos, text, notes)
+
+    def _guarded(
+        self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]
+    ) -> list[Answer]:
+        """Run a batch; if an input in it is bad, run each alone so that only the bad one fails."""
+        try:
+            return self._run(members, plan, settings)
+        except (InputError, ValueError, IndexError) as error:
+            if len(members) > 1:
+                return [a for m in members for a in self._guarded([m], plan, settings)]
+            known = error if isinstance(error, FoveateError) else InputError(f"the processor: {error}")
+            return [Answer("", error=known, id=members[0].request.id)]
+
+    @torch.no_grad()
+    def _run(self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]) -> list[Answer]:
+        clock = StageClock(device=self.model.device)
+        with clock.phase("preprocess"):
+            look = Look(self.adapter, self.processor, plan)
+            pictures, videos = look.before(
+                [m.pictures for m in members], [m.videos for m in members]
+            )
+            inputs = self._process(members, pictures, videos)
+            inputs = look.after(inputs)
+        short = compress(
+            self.adapter, plan, inputs, phase=clock.phase, special_ids=self.special_ids
+        )
+        first = _FirstLogits(clock)
+        options = {k: v for k, v in settings.items() if v is not None}
+        options.setdefault("do_sample", False)
+        processors = [*options.pop("logits_processor", []), first]
+        clock.start("prefill")
+        try:
+            with compat.expanding_by_row(self.model, short.expand):
+                out = self.model.generate(
+                    **short.kwargs,
+                    **options,
+                    logits_processor=processors,
+                    return_dict_in_generate=True,
+                    use_cache=True,
+                )
+        finally:
+            clock.stop()
+        if look.notes:
+            for m, extra in zip(members, look.notes, strict=True):
+                m.notes += extra
+        return self._answers(members, pictures, plan, short, out, clock, inputs, look)
+
+    def _process(self, members: list[Prepared], pictures: list[Any], videos: list[Any]) -> dict[str, Any]:
+        call: dict[str, Any] = {"text": [m.text for m in members], "padding": True}
+        if any(pictures):
+            call["images"] = pictures
+        if any(videos):
+            call["videos"] = [v for row in videos for v in row]
+        self.processor.tokenizer.padding_side = "left"
+        inputs = dict(self.processor(**call, return_tensors="pt"))
+        dtype, device = self.model.dtype, self.model.device
+
+        def there(x: Any) -> Any:
+            if not torch.is_tensor(x):
+                return x
+            return x.to(device, dtype) if x.is_floating_point() else x.to(device)
+
+        return {k: there(v) for k, v in inputs.items()}
+
+    def _answers(
+        self,
+        members: list[Prepared],
+        pictures: list[Any],
+        plan: Plan,
+        short: Compressed,
+        out: Any,
+        clock: StageClock,
+        inputs: Mapping[str, Any],
+        look: Look,
+    ) -> list[Answer]:
+        start = short.kwargs["input_ids"].shape[1]
+        each = out.sequences.shape[0] // len(members)
+        eos = self._stop_ids()
+        answers = []
+        for i, (member, row) in enumerate(zip(members, short.rows, strict=True)):
+            ids = _until(out.sequences[i * each, start:].tolist(), eos)
+            words = [x for x in ids if x not in eos]
+            text = self.processor.tokenizer.decode(words, skip_special_tokens=True).strip()
+            report = self._report(plan, short, row, len(ids), out, clock, look, len(members), member)
+            kept = tuple(
+                KeptSegment(s.image, s.kind, s.grid, s.n, _shown(r))
+                for s, r in zip(row.segments, row.reductions, strict=True)
+            )
+            answers.append(
+                Answer(
+                    text, tuple(ids), report, kept, tuple(pictures[i]), tuple(member.notes),
+                    id=member.request.id,
+                )
+            )
+        return answers
+
+    def _stop_ids(self) -> set[int]:
+        eos = self.model.generation_config.eos_token_id
+        if eos is None:
+            eos = self.processor.tokenizer.eos_token_id
+        if eos is None:
+            return set()
+        return set(eos) if isinstance(eos, list) else {int(eos)}
+
+    def _report(
+        self,
+        plan: Plan,
+        short: Compressed,
+        row: RowResult,
+        new_tokens: int,
+        out: Any,
+        clock: StageClock,
+        look: Look,
+        batch: int,
+        member: Prepared,
+    ) -> Report:
+        resolved = plan.resolved(mrope=self.adapter.mrope)
+        prompt = len(row.index)
+        notes = list(member.notes)
+        if batch > 1:
+            notes.append(f"milliseconds are of the whole batch of {batch}")
+        if short.identity and not plan.is_identity and short.tower is None and not look.changed:
+            notes.append("the budget is at or above the tokens: nothing was dropped")
+        changed = not short.identity or short.tower is not None or look.changed
+        ms, cpu = clock.wall_ms, clock.cpu_ms
+        lead = ("preprocess", "encode", "select", "prefill")
+        return Report(
+            plan=str(plan),
+            plan_hash=resolved.hash,
+            model=self.name,
+            positions=short.positions,
+            identity=not changed,
+            visual_tokens_in=row.visual_in + look.dropped_tokens,
+            visual_tokens_kept=row.visual_kept,
+            fixed_tokens_kept=sum(s.fixed_kept for s in row.reports),
+            text_tokens=row.text_tokens,
+            prompt_tokens=prompt,
+            prompt_tokens_in=row.length + look.dropped_tokens,
+            new_tokens=new_tokens,
+            kv_bytes=kv_bytes(getattr(out, "past_key_values", None), prompt + new_tokens),
+            segments=row.reports,
+            ms=dict(ms),
+            cpu_ms=dict(cpu),
+            ttft_ms=sum(ms.get(p, 0.0) for p in lead),
+            notes=tuple(notes),
+        )
+
+
+class _FirstLogits:
+    """A logits processor that changes nothing: its first call ends the prefill phase."""
+
+    def __init__(self, clock: StageClock) -> None:
+        self.clock, self.seen = clock, False
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        if not self.seen:
+            self.seen = True
+            self.clock.stop()
+            self.clock.start("decode")
+        return scores
+
+
+def kv_bytes(cache: Any, tokens: int) -> int | None:
+    """Bytes that one request's own entries take in the attention layers' caches, padding left out."""
+    if cache is None:
+        return None
+    total = 0
+    for layer in getattr(cache, "layers", ()):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if not torch.is_tensor(keys) or not torch.is_tensor(values) or keys.ndim != 4:
+            continue
+        stored = min(int(keys.shape[2]), tokens)
+        per_entry = keys[0, :, :1].nbytes + values[0, :, :1].nbytes
+        total += stored * per_entry
+    return total
+
+
+def _until(ids: list[int], eos: set[int]) -> list[int]:
+    for i, token in enumerate(ids):
+        if token in eos:
+            return ids[: i + 1]
+    return ids
+
+
+def _shown(reduction: Reduction) -> Any:
+    return reduction.anchor

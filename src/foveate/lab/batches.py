@@ -1,0 +1,148 @@
+"""Training batches: pictures, their dense labels at patch size, and several questions packed behind
+each picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .canvas import Ask, Layer, Scene
+from .network import CLS_GLYPHS, CLS_SIZES
+from .tasks import DRAWERS, SPLITS
+from .tokenizer import EOS, PAD, PIXEL_MEAN, PIXEL_STD
+from .words import COLOURS, KINDS, MAX_OBJECTS, SHAPES, WORDS, normalise
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+IGNORED = -100
+HALVES = 2
+
+
+@dataclass
+class Batch:
+    """One batch; n pictures, p patches, t text positions."""
+
+    pixels: Tensor  # (n, 3, side, side) float
+    planes: Tensor  # (n, layers, 2, p) long: label under the left and right half of each patch
+    cls: Tensor  # (n, facts) float
+    ids: Tensor  # (n, t) long
+    targets: Tensor  # (n, t) long, IGNORED outside answers
+    segment: Tensor  # (n, t) long: which question a position belongs to, -1 for padding
+    position: Tensor  # (n, t) long, starting at 0 for each question
+    asks: list[list[Ask]]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        values: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in vars(self).items()
+        }
+        return Batch(**values)
+
+
+class Packer:
+    """Turns scenes into batches for one tokenizer and patch size."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, patch: int) -> None:
+        self.tokenizer = tokenizer
+        self.patch = patch
+        self._encode = lru_cache(maxsize=4096)(self._encode_uncached)
+
+    def _encode_uncached(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def question(self, text: str) -> tuple[int, ...]:
+        """Ids of a question as the chat template writes it."""
+        return self._encode(" " + normalise(text))
+
+    def answer(self, text: str) -> tuple[int, ...]:
+        """Ids of an answer with its end; words start with a blank, codes and numbers do not."""
+        return (*self._encode(" " + text if text[0].islower() else text), EOS)
+
+    def planes(self, labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+        """Labels (layers, side, side) read at the middle of each half patch: (layers, 2, p)."""
+        quarter, half = self.patch // 4, self.patch // 2
+        rows = labels[:, half :: self.patch]
+        halves = [rows[:, :, column :: self.patch] for column in (quarter, 3 * quarter)]
+        return np.stack(halves, 1).reshape(len(Layer), HALVES, -1).astype(np.int64)
+
+    def pack(self, rng: np.random.Generator, scenes: list[Scene], questions: int) -> Batch:
+        """Up to `questions` random questions per picture, one after the other."""
+        chosen = [
+            [s.asks[int(i)] for i in rng.permutation(len(s.asks))[:questions]] for s in scenes
+        ]
+        rows = [
+            [(self.question(a.question), self.answer(a.answer)) for a in asks] for asks in chosen
+        ]
+        length = max(1, max(sum(len(q) + len(a) for q, a in row) for row in rows))
+        ids, targets = np.full((len(rows), length), PAD), np.full((len(rows), length), IGNORED)
+        segment, position = (
+            np.full((len(rows), length), -1),
+            np.zeros((len(rows), length), np.int64),
+        )
+        for i, row in enumerate(rows):
+            at = 0
+            for j, (question, answer) in enumerate(row):
+                end = at + len(question) + len(answer)
+                ids[i, at:end] = question + answer
+                targets[i, at + len(question) : end] = answer
+                segment[i, at:end] = j
+                position[i, at:end] = np.arange(end - at)
+                at = end
+        pictures = np.stack([s.canvas.image() for s in scenes])
+        return Batch(
+            pixels=to_pixels(pictures),
+            planes=torch.from_numpy(np.stack([self.planes(s.canvas.labels) for s in scenes])),
+            cls=torch.from_numpy(np.stack([cls_facts(s) for s in scenes])),
+            ids=torch.from_numpy(ids),
+            targets=torch.from_numpy(targets),
+            segment=torch.from_numpy(segment),
+            position=torch.from_numpy(position),
+            asks=chosen,
+        )
+
+
+def to_pixels(pictures: NDArray[np.uint8]) -> Tensor:
+    """Pictures (n, side, side, 3) as the image processor of lab-nano would give them, (n, 3, side,
+    side).
+    """
+    scaled = (pictures.astype(np.float32) / 255 - PIXEL_MEAN) / PIXEL_STD
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
+
+
+def cls_facts(scene: Scene) -> NDArray[np.float32]:
+    """What CLS should know of a scene, as zeros and ones in the order of `CLS_SIZES`."""
+    groups = [np.zeros(size, np.float32) for size in CLS_SIZES]
+    for thing in scene.things:
+        groups[0][COLOURS.index(thing.colour)] = 1
+        groups[1][SHAPES.index(thing.shape)] = 1
+    groups[2][KINDS.index(scene.kind)] = 1
+    groups[3][min(len(scene.things), MAX_OBJECTS)] = 1
+    for char in set("".join(scene.texts)) & set(CLS_GLYPHS):
+        groups[4][CLS_GLYPHS.index(char)] = 1
+    for word in scene.words:
+        groups[5][WORDS.index(word)] = 1
+    return np.concatenate(groups)
+
+
+def draw_scenes(
+    rng: np.random.Generator, mix: dict[str, float], count: int, easy: float, split: str = "train"
+) -> list[Scene]:
+    """`count` scenes whose kinds follow `mix`; each is easy with chance `easy`, else medium or
+    hard.
+    """
+    kinds, shares = list(mix), np.array(list(mix.values()), float)
+    look = SPLITS[split][1]
+    scenes: list[Scene] = []
+    for kind in rng.choice(len(kinds), count, p=shares / shares.sum()):
+        level = 0 if rng.random() < easy else int(rng.integers(1, 3))
+        scenes.append(DRAWERS[kinds[kind]](rng, look, level))
+    return scenes

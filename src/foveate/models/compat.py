@@ -1,0 +1,254 @@
+"""Every touch of a transformers name that is private or may move sits here, with the reason.
+
+Checked against transformers 5.23. Nothing in this module changes a model for longer than the `with` block it opens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.core.errors import UnsupportedError
+
+TAP = "foveate_tap"
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The Hugging Face model inside torch.compile and PEFT wrappers, whose own generate() it serves."""
+    seen = 0
+    while seen < 8:
+        seen += 1
+        if hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        elif hasattr(model, "peft_config") and hasattr(model, "get_base_model"):
+            model = model.get_base_model()
+        else:
+            return model
+    raise UnsupportedError("the model is wrapped more than eight times; pass the inner model")
+
+
+def decoder_of(model: Any) -> Any:
+    """The text stack that owns `layers`; Llama 4 hides it one level deeper."""
+    lm = model.get_decoder()
+    return lm if hasattr(lm, "layers") else lm.model
+
+
+def accepts_encoder_outputs(model: Any) -> bool:
+    """Whether forward() takes features encoded beforehand, which every door builds on."""
+    return "mm_encoder_outputs" in inspect.signature(type(model).forward).parameters
+
+
+@contextlib.contextmanager
+def _kept_state(base: Any) -> Iterator[None]:
+    # get_rope_index leaves `rope_deltas` on the module; explicit position_ids make it moot, so put it back.
+    had = "rope_deltas" in vars(base)
+    before = vars(base).get("rope_deltas")
+    try:
+        yield
+    finally:
+        if had:
+            base.rope_deltas = before
+        else:
+            vars(base).pop("rope_deltas", None)
+
+
+def position_ids(model: Any, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
+    """Positions that generate() itself would use for these full inputs: (B, S), or (4, B, S) with M-RoPE."""
+    with _kept_state(model.base_model):
+        out: Tensor = model._prepare_position_ids_for_generation(
+            input_ids, {"input_ids": input_ids, **kwargs}
+        )
+    return out if out.shape[-2] == input_ids.shape[0] else out.expand(input_ids.shape[0], -1).clone()
+
+
+@contextlib.contextmanager
+def expanding_by_row(model: Any, expand: Callable[[Any, int], Any]) -> Iterator[None]:
+    """While open, beams and num_return_sequences copy encoder outputs row by row through `expand`.
+
+    The stock helper finds row borders by comparing token counts and goes wrong for several rows whose
+    features arrive as one tensor, and for segments that keep no token.
+    """
+
+    def expand_outputs(input_ids: Any, outputs: Any, expand_size: int = 1, **_: Any) -> Any:
+        return expand(outputs, expand_size)
+
+    with instance_attribute(model, "_expand_multimodal_outputs", expand_outputs):
+        yield
+
+
+@contextlib.contextmanager
+def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute in the instance `__dict__` and leave the dict as it was."""
+    there = name in vars(owner)
+    before = vars(owner).get(name)
+    vars(owner)[name] = value
+    try:
+        yield
+    finally:
+        if there:
+            vars(owner)[name] = before
+        else:
+            vars(owner).pop(name, None)
+
+
+def window_order(config: Any, grids: Tensor) -> Tensor:
+    """Qwen2.5 towers: for each place in window order, the group of merge² patches that stands there."""
+    from transformers.vision_utils import get_vision_window_index
+
+    order, _ = get_vision_window_index(
+        grids,
+        spatial_merge_size=config.spatial_merge_size,
+        window_size=config.window_size,
+        patch_size=config.patch_size,
+    )
+    return torch.as_tensor(order)
+
+
+# --- attention tap -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Capture:
+    """What one attention module showed, call by call: tensors on the CPU or device as they came, float32."""
+
+    want: frozenset[str]
+    specials: int
+    received: list[Tensor] = field(default_factory=list)
+    cls: list[Tensor] = field(default_factory=list)
+    keys: list[Tensor] = field(default_factory=list)
+    query: list[Tensor] = field(default_factory=list)
+
+
+_captures: ContextVar[dict[int, Capture] | None] = ContextVar("foveate_captures", default=None)
+_bias: ContextVar[Callable[[nn.Module, Tensor], Tensor | None] | None] = ContextVar(
+    "foveate_bias", default=None
+)
+
+
+@torch.no_grad()
+def _observe(
+    capture: Capture, q: Tensor, k: Tensor, mask: Tensor | None, scaling: float | None
+) -> None:
+    """Attention rows that were asked for, from this call's q and k (B, H, S, a), in float32 and in blocks."""
+    with torch.autocast(q.device.type, enabled=False):
+        q32, k32 = q.float(), k.float()
+        if k32.shape[1] != q32.shape[1]:
+            k32 = k32.repeat_interleave(q32.shape[1] // k32.shape[1], dim=1)
+        scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+        if "keys" in capture.want:
+            capture.keys.append(k32.transpose(1, 2))
+        if "query" in capture.want and capture.specials:
+            capture.query.append(q32[:, :, : capture.specials].transpose(1, 2))
+
+        def rows(start: int, stop: int) -> Tensor:
+            logits = q32[:, :, start:stop] @ k32.transpose(-1, -2) * scale
+            if mask is not None:
+                part = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
+                ok = part if part.dtype == torch.bool else None
+                logits = logits.masked_fill(~ok, -torch.inf) if ok is not None else logits + part
+            return torch.softmax(logits, -1).nan_to_num(0.0)
+
+        if "cls" in capture.want and capture.specials:
+            capture.cls.append(rows(0, 1)[:, :, 0])
+        if "received" in capture.want:
+            total = torch.zeros_like(q32[:, :, :, 0])
+            block = max(1, 2**22 // max(1, q32.shape[1] * q32.shape[2]))
+            for start in range(0, q32.shape[2], block):
+                total += rows(start, min(start + block, q32.shape[2])).sum(-2)
+            capture.received.append(total)
+
+
+def _tap_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    **kwargs: Any,
+) -> Any:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    captures = _captures.get()
+    capture = captures.get(id(module)) if captures else None
+    if capture is not None:
+        _observe(capture, query, key, attention_mask, kwargs.get("scaling"))
+    bias = _bias.get()
+    extra = bias(module, query) if bias is not None else None
+    if extra is not None:
+        attention_mask = extra if attention_mask is None else _added(attention_mask, extra)
+        kwargs["is_causal"] = False
+    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+def _added(mask: Tensor, extra: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return extra.expand(mask.shape).masked_fill(~mask, torch.finfo(extra.dtype).min)
+    return mask + extra
+
+
+def _register_tap() -> None:
+    from transformers import AttentionInterface
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+
+    AttentionInterface.register(TAP, _tap_forward)
+    AttentionMaskInterface.register(TAP, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+@contextlib.contextmanager
+def tapped(
+    modules: list[nn.Module],
+    captures: dict[int, Capture],
+    bias: Callable[[nn.Module, Tensor], Tensor | None] | None = None,
+) -> Iterator[None]:
+    """Route these attention modules through the tap while open; configs get their implementation back.
+
+    Writes the internal field of the config, since the public setter also rewrites sub-configs.
+    """
+    _register_tap()
+    configs = {id(m.config): m.config for m in modules if getattr(m, "config", None) is not None}
+    if not configs:
+        raise UnsupportedError(
+            "the vision tower's attention has no configuration to switch; methods that need encoder "
+            "attention cannot run on it: choose one that reads features alone, such as divprune"
+        )
+    before = {i: c._attn_implementation_internal for i, c in configs.items()}
+    token, token_bias = _captures.set(captures), _bias.set(bias)
+    try:
+        for config in configs.values():
+            config._attn_implementation_internal = TAP
+        yield
+    finally:
+        for i, config in configs.items():
+            config._attn_implementation_internal = before[i]
+        _captures.reset(token)
+        _bias.reset(token_bias)
+
+
+def attention_modules(vision: nn.Module) -> list[nn.Module]:
+    """One attention module a tower block, in depth order."""
+    named = [m for m in vision.modules() if type(m).__name__.endswith("Attention")]
+    leaves = [
+        m
+        for m in named
+        if not any(c is not m and type(c).__name__.endswith("Attention") for c in m.modules())
+    ]
+    return leaves
+
+
+def tower_blocks(vision: nn.Module) -> list[nn.Module]:
+    """The tower's blocks in depth order: the modules that each hold exactly one attention module."""
+    owners: list[nn.Module] = []
+    leaves = {id(m) for m in attention_modules(vision)}
+    for child in vision.modules():
+        if isinstance(child, nn.ModuleList) and len(child) > 0:
+            holds = [sum(id(m) in leaves for m in block.modules()) for block in child]
+            if all(h == 1 for h in holds) and len(child) > len(owners):
+                owners = list(child)
+    return owners

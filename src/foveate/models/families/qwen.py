@@ -1,0 +1,41 @@
+"""Qwen2.5-VL towers work in window order: encoder tokens are put back into pixel order before a method sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.models import compat
+from foveate.models.adapter import AutoAdapter, family
+from foveate.models.encoded import Piece
+
+
+@family("qwen2_5_vl", "qwen2_5_omni_thinker")
+class WindowedAdapter(AutoAdapter):
+    """Undoes the window permutation, which moves whole groups of merge² patches."""
+
+    def reorder(self, tokens: Tensor, mm: Mapping[str, Any]) -> Tensor:
+        grids = mm.get("image_grid_thw")
+        if grids is None:
+            grids = mm["video_grid_thw"]
+        order = compat.window_order(self.config.vision_config, grids).to(tokens.device)
+        unit = tokens.shape[0] // order.shape[0]
+        return tokens.unflatten(0, (-1, unit))[torch.argsort(order)].flatten(0, 1)
+
+
+@family("paddleocr_vl")
+class PaddleOcrAdapter(AutoAdapter):
+    """Patches stand row by row; the projector gathers square blocks of them."""
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        pieces = super().pieces(out, mm)
+        for piece, (_, h, w) in zip(pieces, mm["image_grid_thw"].tolist(), strict=True):
+            _, small_h, small_w = piece.grid
+            place = torch.arange(piece.group.shape[0], device=piece.features.device)  # type: ignore[union-attr]
+            frame, row, col = place // (h * w), place % (h * w) // w, place % w
+            block = (row // (h // small_h)) * small_w + col // (w // small_w)
+            piece.group = frame * small_h * small_w + block
+        return pieces

@@ -1,0 +1,150 @@
+"""Towers whose pictures have sizes of their own: LFM2-VL, Gemma 4, MiniCPM-V 4.6, Molmo 2, Ovis 2."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foveate.models.adapter import AutoAdapter, family, square
+from foveate.models.encoded import Piece
+
+
+def grouped(f: Tensor, x: Tensor, y: Tensor, source: Tensor, i: int) -> Piece:
+    """A piece whose patches at (x, y) fall into square blocks, one token each; no map if counts do not fit."""
+    n = int(f.shape[0])
+    width, height = int(x.max()) + 1, int(y.max()) + 1
+    merge = math.isqrt(max(1, width * height // n))
+    w, h = width // merge, height // merge
+    if w * h != n:
+        return Piece(f, f, "image", (1, 1, n), picture=i)
+    inside = (x // merge < w) & (y // merge < h)
+    group = torch.where(inside, (y // merge) * w + x // merge, -1)
+    return Piece(
+        f, f, "image", (1, h, w), source=source, group=group, part=torch.full_like(source, i), picture=i
+    )
+
+
+@family("lfm2_vl")
+class Lfm2VlAdapter(AutoAdapter):
+    """Pictures are padded to the longest of the batch; `spatial_shapes` gives rows and columns of patches."""
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        padded = int(mm["pixel_values"].shape[1])
+        pieces = []
+        shapes = mm["spatial_shapes"].tolist()
+        for i, (f, (h, w)) in enumerate(zip(self.features(out), shapes, strict=True)):
+            place = torch.arange(h * w, device=f.device)
+            pieces.append(grouped(f, place % w, place // w, place + i * padded, i))
+        return pieces
+
+
+@family("gemma4")
+class Gemma4Adapter(AutoAdapter):
+    """`image_position_ids` gives each patch's (x, y), -1 where it is padding; square blocks are pooled."""
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        positions = mm["image_position_ids"]
+        pieces = []
+        for i, (f, xy) in enumerate(zip(self.features(out), positions, strict=True)):
+            real = (xy >= 0).all(-1).nonzero()[:, 0]
+            x, y = xy[real, 0], xy[real, 1]
+            pieces.append(grouped(f, x, y, real + i * positions.shape[1], i))
+        return pieces
+
+
+@family("minicpmv4_6", "minicpmv4_7")
+class MiniCpmAdapter(AutoAdapter):
+    """A merger in mid-tower: grids follow from the target sizes, encoder tokens are not mapped.
+
+    Pictures are encoded one at a time: the tower of transformers 5.23 gives the second picture of a packed
+    call other features than it gets alone, so an answer would depend on its batch.
+    """
+
+    def feature_fn(self, modality: str) -> Callable[..., Any] | None:
+        fn = super().feature_fn(modality)
+        if fn is None or modality != "image":
+            return fn
+        width = int(self.config.vision_config.patch_size)
+
+        @functools.wraps(fn)
+        def one_by_one(
+            pixel_values: Tensor, target_sizes: Tensor, **kwargs: Any
+        ) -> Any:
+            lengths = [int(h) * int(w) * width for h, w in target_sizes.tolist()]
+            parts = pixel_values.split(lengths, dim=-1)
+            outs = [
+                fn(pixel_values=p, target_sizes=target_sizes[i : i + 1], **kwargs)
+                for i, p in enumerate(parts)
+            ]
+            outs[0].pooler_output = [f for o in outs for f in o.pooler_output]
+            return outs[0]
+
+        return one_by_one
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        sizes = torch.as_tensor(mm["target_sizes"]).reshape(-1, 2).tolist()
+        pieces = []
+        for i, (f, (h, w)) in enumerate(zip(self.features(out), sizes, strict=True)):
+            n = int(f.shape[0])
+            scale = math.isqrt(max(1, h * w // n))
+            fits = (h // scale) * (w // scale) == n
+            grid = (1, h // scale, w // scale) if fits else (1, 1, n)
+            pieces.append(Piece(f, f, "image", grid, picture=i))
+        return pieces
+
+
+@family("got_ocr2")
+class GotOcrAdapter(AutoAdapter):
+    """Strided convolutions with overlap make the tokens: no patch belongs to one token alone."""
+
+    def _tile_tokens(self, out: Any) -> int:
+        return 0
+
+
+@family("molmo2")
+class Molmo2Adapter(AutoAdapter):
+    """Attention pooling over crops of two resolutions: tokens of a picture have no common grid."""
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        return [
+            Piece(f, f, "image", (1, 1, int(f.shape[0])), picture=i)
+            for i, f in enumerate(self.features(out))
+        ]
+
+
+@family("ovis2")
+class Ovis2Adapter(AutoAdapter):
+    """The tower stacks blocks of patches before the visual vocabulary, so passes are longer than its output."""
+
+    def _tile_tokens(self, out: Any) -> int:
+        config = self.config.vision_config
+        return int((config.image_size // config.patch_size) ** 2)
+
+
+@family("internvl", "aya_vision", "cohere2_vision")
+class TiledAdapter(AutoAdapter):
+    """Tiles of one picture stand in one run of placeholders where no marker parts them."""
+
+    def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        return self.tiled(self.features(out), self._tile_tokens(out), kind="tile")
+
+    def pictures(self, pieces: Any, runs: Any, ids: Tensor) -> list[int]:
+        from foveate.models.adapter import by_run
+
+        return list(by_run(runs))
+
+
+@family("gemma3n")
+class Gemma3nAdapter(AutoAdapter):
+    """A convolutional tower: no attention, no tokens before the pool."""
+
+    def _tile_tokens(self, out: Any) -> int:
+        return 0
+
+
+__all__ = ["grouped", "square"]
