@@ -66,7 +66,13 @@ def real_rows(short: Compressed, out: torch.Tensor, rows: int) -> list[torch.Ten
 
 
 def reference_row(
-    model: Any, adapter: AutoAdapter, row: dict[str, Any], mm: dict[str, Any], short: Compressed, i: int
+    model: Any,
+    adapter: AutoAdapter,
+    row: dict[str, Any],
+    mm: dict[str, Any],
+    short: Compressed,
+    i: int,
+    modality: str = "image",
 ) -> torch.Tensor:
     """Logits of row i's kept positions from a full-length forward that hides what was dropped."""
     result = short.rows[i]
@@ -94,7 +100,7 @@ def reference_row(
             payloads.append(full)
         adapter.put(out, out, payloads)
 
-    with hidden_columns(model, dropped), features_replaced(model, {"edit": edit}):
+    with hidden_columns(model, dropped), features_replaced(model, modality, edit):
         out = model(**row, **mm, position_ids=positions, use_cache=False).logits[0]
     return out[torch.as_tensor(kept)]
 
@@ -153,6 +159,13 @@ def check_family(name: str, kinds: tuple[str, ...] = ("pick", "merge", "adaptive
         if masked:
             want = reference_row(model, adapter, row, joined, short, 0)
             result.cells.append(Cell("two pictures", kind, relative(got, want)))
+        clip = tiny.video_inputs(name)
+        if clip is not None and masked:
+            row_v = tiny.video_prompt(name, model, clip)
+            short = compress(adapter, plan, {**row_v, **clip})
+            got = real_rows(short, logits(model, short), 1)[0]
+            want = reference_row(model, adapter, row_v, clip, short, 0, "video")
+            result.cells.append(Cell("video", kind, relative(got, want)))
         decoded = decode_diff(model, adapter, row, joined, plan, masked)
         if decoded is not None:
             result.cells.append(Cell("decode", kind, decoded))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -49,21 +49,21 @@ def hidden_columns(model: Any, columns: np.ndarray) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def features_replaced(model: Any, replace: dict[str, Any]) -> Iterator[None]:
-    """While open, get_image_features returns features edited by `replace(out)`; what the model does after is its own."""
-    base = model.base_model
-    original = base.get_image_features
+def features_replaced(model: Any, modality: str, edit: Callable[[Any], None]) -> Iterator[None]:
+    """While open, get_<modality>_features returns features changed by `edit`; all after it is the model's own."""
+    base, name = model.base_model, f"get_{modality}_features"
+    original = getattr(base, name)
 
     def edited(*args: Any, **kwargs: Any) -> Any:
         out = original(*args, **kwargs)
-        replace["edit"](out)
+        edit(out)
         return out
 
-    base.__dict__["get_image_features"] = edited
+    base.__dict__[name] = edited
     try:
         yield
     finally:
-        del base.__dict__["get_image_features"]
+        del base.__dict__[name]
 
 
 def relative(a: Tensor, b: Tensor) -> float:

@@ -198,5 +198,9 @@ def save_folder(family: str, model: Any, tmp_path: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if model is not None:
         model.save_pretrained(folder)
-    make_processor(family).save_pretrained(folder)
+    processor = make_processor(family)
+    pinpoints = getattr(getattr(model, "config", None), "image_grid_pinpoints", None)
+    if pinpoints is not None:  # tiles and features are counted from the same list
+        processor.image_processor.image_grid_pinpoints = pinpoints
+    processor.save_pretrained(folder)
     return folder

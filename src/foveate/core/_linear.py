@@ -87,6 +87,11 @@ def quantum(x: Any, bits: int = GRID_BITS) -> np.ndarray:
     return np.clip(scaled, -(2.0**62), 2.0**62).astype(np.int64)
 
 
+def on_grid(x: Any, bits: int = ORDER_BITS) -> np.ndarray:
+    """x rounded to multiples of 2**-bits, float64 on the host: noise around 0 becomes 0."""
+    return np.ldexp(np.rint(np.ldexp(to_numpy(x).astype(np.float64), bits)), -bits)
+
+
 def nearest(
     a: Array, b: Array, *, normalised: bool = False, bits: int = GRID_BITS
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -44,6 +44,7 @@ from foveate.core._linear import (
     f32,
     namespace,
     nearest,
+    on_grid,
     quantum,
     to_numpy,
     unit,
@@ -76,6 +77,7 @@ __all__ = [
     "namespace",
     "nearest",
     "nonzero",
+    "on_grid",
     "quantile",
     "quantum",
     "scores_of",
@@ -151,8 +153,9 @@ def top_k(scores: Any, k: int, bits: int = GRID_BITS) -> np.ndarray:
 
     The scores are scaled by a power of two so that the largest magnitude lies in [1/2, 1), then
     rounded to 2**-bits: the choice does not depend on their scale. Heavy-tailed scores that are
-    exact to more than 20 bits (attention, reduced in float64) pass `bits=FINE_BITS`. k above n
-    gives all n.
+    exact to more than 20 bits (attention, reduced in float64) pass `bits=FINE_BITS`. Scores that
+    may all be noise around 0, such as 1 - cosine, go through `on_grid` first. k above n gives all
+    n.
     """
     s = scores_of(scores)
     peak = float(np.max(np.abs(s))) if s.size else 0.0

@@ -178,6 +178,8 @@ class PixelMethod(Method):
     """Decides what is looked at: resolution, tiles, patches, frames."""
 
     stage: ClassVar[Stage] = "pixels"
+    # What its plans set; the engine refuses a family that cannot follow before anything is computed.
+    acts: ClassVar[Literal["size", "tiles", "frames", "patches"]] = "size"
 
     def reduce(self, pixels: list[Pixels], rng: Callable[[Pixels], np.random.Generator]) -> list[PixelPlan]:
         """One plan for each picture or video of a request."""
@@ -190,6 +192,10 @@ class TowerMethod(Method):
 
     stage: ClassVar[Stage] = "tower"
     proportional: ClassVar[bool] = True
+
+    def reads(self, layer: int, layers: int) -> frozenset[str]:
+        """What block() wants to see before block `layer`: of "keys", "saliency"; empty = it is not asked."""
+        return frozenset({"keys"})
 
     def block(self, layer: int, layers: int, view: BlockView) -> Reduction | None:
         """A partition of the m tokens present at this block, or None to leave them; the engine composes."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -163,7 +163,7 @@ class Plan:
     def hash(self) -> str:
         """16 hex digits over every setting, defaults included: equal runs, equal hash, on any machine."""
         steps = [
-            {"method": m.name, **{f: _plain(getattr(m, f)) for f in m.__dataclass_fields__}}
+            {"method": m.name, **{f.name: _plain(getattr(m, f.name)) for f in fields(m)}}
             for m in self.methods
         ]
         full = {"methods": steps, **{k: getattr(self, k) for k in _OPTIONS}}

@@ -241,12 +241,14 @@ class Pixels:
 class BlockView:
     """Inside the tower, after one block's attention input: hidden (m, c), keys (m, H, a), size (m,) merged patches a token.
 
-    protected (m,) bool marks tokens that must stay alone (CLS).
+    protected (m,) bool marks tokens that must stay alone (CLS). keys is None where the method did not ask
+    for them; attention.cls or .received (m,), mean over heads, is given on request (`TowerMethod.reads`).
     """
 
     layer: int
     hidden: Array
-    keys: Array
+    keys: Array | None
     size: Array
     protected: Array
     grid: Grid
+    attention: Attention | None = None

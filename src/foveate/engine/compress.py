@@ -19,6 +19,7 @@ from foveate.core.views import Reduction, Segment
 from foveate.engine import splice
 from foveate.engine.rows import Placed, place, segments
 from foveate.engine.select import question_of, reduce_request
+from foveate.engine.tower import TowerPass, around_tower
 from foveate.models import compat
 from foveate.models.adapter import MODALITIES, AutoAdapter
 from foveate.models.encoded import Encoded
@@ -60,7 +61,7 @@ class Compressed:
     rows: list[RowResult]
     expand: Callable[[Any, int], Any]
     positions: str
-    tower: Any = None
+    tower: TowerPass | None = None
 
     @property
     def identity(self) -> bool:
@@ -115,14 +116,19 @@ def compress(
     method = plan.stage("tokens")
     needs = method.needs if method is not None else frozenset()
     media = {m: adapter.media_kwargs(kwargs, m) for m in MODALITIES}
+    if media["image"] and kwargs.get("interpolate_pos_encoding"):
+        media["image"]["interpolate_pos_encoding"] = True  # passed on to the tower by the model
     tower = plan.stage("tower")
+    around: TowerPass | None = None
+    if tower is not None:
+        if encoded is not None:
+            raise UnsupportedError(
+                f"{tower.name} acts while the tower runs; features that were encoded before cannot "
+                "be given with it"
+            )
+        around = around_tower(adapter, tower)
     with phase("encode"):
         if encoded is None:
-            around = None
-            if tower is not None:
-                from foveate.engine.tower import around_tower
-
-                around = around_tower(adapter, tower)
             encoded = {
                 m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm
             }
@@ -139,6 +145,8 @@ def compress(
                 skipped = int((~real[r])[: last + 1].sum())
                 question = question_of(adapter, method, row_ids, last - skipped, special_ids)
             chosen = reduce_request(plan, adapter, views, question)
+            if around is not None and method is None:
+                chosen = around.collapse(placed)
             pieces = [
                 splice.keep(adapter, p, c, v.encoder)
                 for p, c, v in zip(placed, chosen, views, strict=True)
@@ -179,7 +187,7 @@ def compress(
     def expand(_: Any, repeat: int) -> dict[str, Any]:
         return outputs(repeat)
 
-    return Compressed(short, results, expand, plan.positions, tower)
+    return Compressed(short, results, expand, plan.positions, around)
 
 
 def _shortened(

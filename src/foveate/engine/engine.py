@@ -16,13 +16,13 @@ from foveate.core.views import Reduction
 from foveate.engine.attach import special_ids
 from foveate.engine.compress import Compressed, RowResult, compress, refuse_later_stages
 from foveate.engine.loading import load
-from foveate.engine.pixels import Look
 from foveate.engine.prompt import chat_text
 from foveate.engine.request import Answer, KeptSegment, Prepared, Request
 from foveate.measure.clock import StageClock
 from foveate.models import compat
 from foveate.models.adapter import adapter_for
 from foveate.models.media import load_image
+from foveate.models.processors import video_inputs
 from foveate.models.video import load_video
 
 _log = logging.getLogger("foveate")
@@ -135,7 +135,7 @@ class Engine:
     def _run(self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]) -> list[Answer]:
         clock = StageClock(device=self.model.device)
         with clock.phase("preprocess"):
-            look = Look(self.adapter, self.processor, plan)
+            look = self._look(plan)
             pictures, videos = look.before(
                 [m.pictures for m in members], [m.videos for m in members]
             )
@@ -165,12 +165,20 @@ class Engine:
                 m.notes += extra
         return self._answers(members, pictures, plan, short, out, clock, inputs, look)
 
+    def _look(self, plan: Plan) -> Any:
+        method = plan.stage("pixels")
+        if method is None:
+            return _Unchanged()
+        from foveate.engine.pixels import Look
+
+        return Look(self.adapter, self.processor, method, plan.seed)
+
     def _process(self, members: list[Prepared], pictures: list[Any], videos: list[Any]) -> dict[str, Any]:
         call: dict[str, Any] = {"text": [m.text for m in members], "padding": True}
         if any(pictures):
             call["images"] = pictures
         if any(videos):
-            call["videos"] = [v for row in videos for v in row]
+            call.update(video_inputs([v for row in videos for v in row]))
         self.processor.tokenizer.padding_side = "left"
         inputs = dict(self.processor(**call, return_tensors="pt"))
         dtype, device = self.model.dtype, self.model.device
@@ -191,7 +199,7 @@ class Engine:
         out: Any,
         clock: StageClock,
         inputs: Mapping[str, Any],
-        look: Look,
+        look: Any,
     ) -> list[Answer]:
         start = short.kwargs["input_ids"].shape[1]
         each = out.sequences.shape[0] // len(members)
@@ -230,7 +238,7 @@ class Engine:
         new_tokens: int,
         out: Any,
         clock: StageClock,
-        look: Look,
+        look: Any,
         batch: int,
         member: Prepared,
     ) -> Report:
@@ -264,6 +272,20 @@ class Engine:
             ttft_ms=sum(ms.get(p, 0.0) for p in lead),
             notes=tuple(notes),
         )
+
+
+class _Unchanged:
+    """The pixel stage of a plan without one."""
+
+    changed = False
+    dropped_tokens = 0
+    notes: tuple[list[str], ...] = ()
+
+    def before(self, pictures: Any, videos: Any) -> tuple[Any, Any]:
+        return pictures, videos
+
+    def after(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        return inputs
 
 
 class _FirstLogits:

@@ -145,7 +145,10 @@ class AutoAdapter:
         blocks = compat.tower_blocks(self.vision)
         layers = {n.layer for n in needs if n.what in _ATTENTION}
         wanted = {block_index(layer, len(blocks)) for layer in layers}
-        hidden = any(n.what == "features" for n in needs)
+        layers = {n.layer for n in needs if n.what == "features"}
+        if layers:
+            layers.add(self.feature_layer())
+        states = {block_index(layer, len(blocks)) for layer in layers}
         front, back = self.specials()
         captures: dict[int, compat.Capture] = {}
         kinds: dict[int, set[str]] = {}
@@ -161,10 +164,11 @@ class AutoAdapter:
                 stack.enter_context(around())
             if captures:
                 stack.enter_context(compat.tapped(modules, captures))
-            extra = {"output_hidden_states": True} if hidden else {}
-            out = fn(**mm, return_dict=True, **extra)
+            found = stack.enter_context(compat.recorded({i: blocks[i] for i in states}))
+            out = fn(**mm, return_dict=True)
         tokens = EncoderTokens(blocks=len(blocks))
-        self._fill(tokens, out, captures, {i: id(modules[i]) for i in wanted}, mm, needs)
+        self._fill_hidden(tokens, out, found, mm)
+        self._fill_attention(tokens, captures, {i: id(modules[i]) for i in wanted}, mm)
         pieces = self.video_pieces(out, mm) if modality == "video" else self.pieces(out, mm)
         tokens.drop_unless_covering(pieces)
         self._spread_deepstack(out, pieces)
@@ -180,25 +184,37 @@ class AutoAdapter:
         """Bring flattened encoder tokens (M, …) to the order of the pixels; identity by default."""
         return tokens
 
-    def _fill(
+    def _fill_hidden(
         self,
         tokens: EncoderTokens,
         out: Any,
+        found: Mapping[int, list[Tensor]],
+        mm: Mapping[str, Any],
+    ) -> None:
+        front, back = self.specials()
+        if not found:
+            return
+        tokens.feature_block = block_index(self.feature_layer(), tokens.blocks)
+        own = out.get("hidden_states")
+        for block, calls in found.items():
+            # What the model itself feeds its projector wins: the last state may be normalised.
+            state = own[block + 1] if own is not None and block == tokens.feature_block else None
+            flats = [flatten_hidden(c, front, back) for c in ([state] if state is not None else calls)]
+            if not flats:
+                continue
+            tokens.hidden[block] = self.reorder(torch.cat([f for f, _ in flats]), mm)
+            special = [s for _, s in flats if s is not None]
+            if special:
+                tokens.special[block] = torch.cat(special)
+
+    def _fill_attention(
+        self,
+        tokens: EncoderTokens,
         captures: dict[int, compat.Capture],
         modules: dict[int, int],
         mm: Mapping[str, Any],
-        needs: frozenset[Need],
     ) -> None:
         front, back = self.specials()
-        states = out.get("hidden_states")
-        if states is not None and any(n.what == "features" for n in needs):
-            tokens.feature_block = block_index(self.feature_layer(), tokens.blocks)
-            wanted = {block_index(n.layer, tokens.blocks) for n in needs if n.what == "features"}
-            for block in {tokens.feature_block, *wanted}:
-                flat, special = flatten_hidden(states[block + 1], front, back)
-                tokens.hidden[block] = self.reorder(flat, mm)
-                if special is not None:
-                    tokens.special[block] = special
         for block, module in modules.items():
             found = flatten_capture(captures[module], front, back)
             if found is None:

@@ -126,10 +126,19 @@ class Capture:
     query: list[Tensor] = field(default_factory=list)
 
 
-_captures: ContextVar[dict[int, Capture] | None] = ContextVar("foveate_captures", default=None)
-_bias: ContextVar[Callable[[nn.Module, Tensor], Tensor | None] | None] = ContextVar(
-    "foveate_bias", default=None
-)
+Attentive = Callable[[nn.Module, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Tap:
+    """One open `tapped` block. spread: tokens (B, H, S, a) as blocks opened inside this one see them."""
+
+    captures: dict[int, Capture]
+    bias: Callable[[nn.Module, Tensor], Tensor | None] | None
+    spread: Attentive | None
+
+
+_taps: ContextVar[tuple[_Tap, ...]] = ContextVar("foveate_taps", default=())
 
 
 @torch.no_grad()
@@ -175,15 +184,18 @@ def _tap_forward(
 ) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    captures = _captures.get()
-    capture = captures.get(id(module)) if captures else None
-    if capture is not None:
-        _observe(capture, query, key, attention_mask, kwargs.get("scaling"))
-    bias = _bias.get()
-    extra = bias(module, query) if bias is not None else None
-    if extra is not None:
-        attention_mask = extra if attention_mask is None else _added(attention_mask, extra)
-        kwargs["is_causal"] = False
+    shown = (query, key, attention_mask)
+    for tap in _taps.get():
+        extra = tap.bias(module, query) if tap.bias is not None else None
+        if extra is not None:
+            attention_mask = extra if attention_mask is None else _added(attention_mask, extra)
+            shown = (*shown[:2], attention_mask)
+            kwargs["is_causal"] = False
+        capture = tap.captures.get(id(module))
+        if capture is not None:
+            _observe(capture, *shown, kwargs.get("scaling"))
+        if tap.spread is not None:
+            shown = (tap.spread(module, shown[0]), tap.spread(module, shown[1]), None)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
@@ -206,9 +218,12 @@ def tapped(
     modules: list[nn.Module],
     captures: dict[int, Capture],
     bias: Callable[[nn.Module, Tensor], Tensor | None] | None = None,
+    spread: Attentive | None = None,
 ) -> Iterator[None]:
     """Route these attention modules through the tap while open; configs get their implementation back.
 
+    `bias` adds to the attention logits. Blocks nest: one opened inside another observes queries and
+    keys after the outer one's `spread`, which undoes a merge of tokens (towers without masks only).
     Writes the internal field of the config, since the public setter also rewrites sub-configs.
     """
     _register_tap()
@@ -219,7 +234,7 @@ def tapped(
             "attention cannot run on it: choose one that reads features alone, such as divprune"
         )
     before = {i: c._attn_implementation_internal for i, c in configs.items()}
-    token, token_bias = _captures.set(captures), _bias.set(bias)
+    token = _taps.set((*_taps.get(), _Tap(captures, bias, spread)))
     try:
         for config in configs.values():
             config._attn_implementation_internal = TAP
@@ -227,8 +242,29 @@ def tapped(
     finally:
         for i, config in configs.items():
             config._attn_implementation_internal = before[i]
-        _captures.reset(token)
-        _bias.reset(token_bias)
+        _taps.reset(token)
+
+
+@contextlib.contextmanager
+def recorded(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
+    """Collect the hidden states that these tower blocks put out while open, call by call.
+
+    Own hooks, because `output_hidden_states=True` makes transformers leave hooks on the tower for good.
+    """
+    found: dict[int, list[Tensor]] = {i: [] for i in blocks}
+
+    def keep(index: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            found[index].append(out[0] if isinstance(out, tuple) else out)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(i)) for i, module in blocks.items()]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def attention_modules(vision: nn.Module) -> list[nn.Module]:

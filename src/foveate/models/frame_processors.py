@@ -225,7 +225,7 @@ def _edges(size: Any) -> dict[str, int]:
 
 def _pixel_bounds(settings: dict[str, Any], size: dict[str, int]) -> dict[str, Any]:
     """Older files say min_pixels and max_pixels for what is now the two edges of `size`."""
-    size: ClassVar[Any] = {**size, **as_size(settings.get("size"))}
+    size = {**size, **as_size(settings.get("size"))}
     low, high = settings.pop("min_pixels", None), settings.pop("max_pixels", None)
     if low is not None:
         size["shortest_edge"] = int(low)

@@ -103,7 +103,10 @@ def _scores(segment: Segment, values: Array | None, what: str, method: str) -> n
     if len(values.shape) == 2:
         xp = arrays.namespace(values)
         values = xp.mean(xp.astype(values, arrays.wide(values)), axis=0)
-    return arrays.scores_of(to_projected(segment, values, method), what)
+    score = arrays.scores_of(to_projected(segment, values, method), what)
+    # 40 bits of the largest: libraries that add in another order give the same score.
+    peak = 2.0 ** np.frexp(np.max(np.abs(score), initial=0.0))[1]
+    return arrays.on_grid(score / peak, 40) * peak
 
 
 def saliency(segment: Segment, layer: int, method: str) -> np.ndarray:
@@ -190,3 +193,33 @@ def blocks(x: Array) -> Iterator[tuple[slice, Array]]:
     for start in range(0, int(x.shape[0]), step):
         part = slice(start, start + step)
         yield part, xp.astype(x[part, :], arrays.wide(x))
+
+
+def frame_means(features: Array, t: int) -> Array:
+    """(t, d) float32: the mean token of each of t equal frames of (n, d)."""
+    n = int(features.shape[0])
+    return arrays.segment_mean(features, np.repeat(np.arange(t), n // t), t)
+
+
+def density_peaks(x: Array, k: int, neighbours: int = 4) -> np.ndarray:
+    """k centres of (m, d) by density peaks with nearest neighbours (DPC-KNN, Du et al. 2016).
+
+    Density is exp(-mean squared distance to the nearest `neighbours`, itself among them); a centre
+    has a high product of density and distance to the next denser token. Distances are divided by
+    sqrt(d). O(m²d) time and O(m²) memory: meant for the tokens of one frame.
+    """
+    xp = arrays.namespace(x)
+    wide = xp.astype(x.detach() if array_api_compat.is_torch_array(x) else x, arrays.wide(x))
+    centred = wide - xp.mean(wide, axis=0)
+    inner = arrays.to_numpy(centred @ centred.T) / max(int(x.shape[1]), 1)
+    own = np.diagonal(inner)
+    squared = np.maximum(own[:, None] + own[None, :] - 2.0 * inner, 0.0)
+    # On a grid relative to the tokens' size: equal tokens have equal densities in any library.
+    size = float(xp.max(xp.sum(wide * wide, axis=1))) / max(int(x.shape[1]), 1) or 1.0
+    squared = arrays.on_grid(squared / size, 40) * size
+    count = min(neighbours, squared.shape[0])
+    density = np.exp(-np.partition(squared, count - 1, axis=1)[:, :count].mean(axis=1))
+    level = arrays.quantum(density, arrays.FINE_BITS)
+    distance = np.sqrt(squared)
+    denser = np.where(level[None, :] > level[:, None], distance, distance.max())
+    return arrays.top_k(density * denser.min(axis=1), k, arrays.FINE_BITS)

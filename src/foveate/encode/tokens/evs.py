@@ -33,7 +33,7 @@ def novelty(features: Array, t: int) -> np.ndarray:
     parts, before = [], arrays.unit(features[:size, :])
     for frame in range(1, t):
         now = arrays.unit(features[frame * size : (frame + 1) * size, :])
-        parts.append(1.0 - arrays.to_numpy(xp.sum(now * before, axis=1)))
+        parts.append(arrays.on_grid(1.0 - xp.sum(now * before, axis=1)))
         before = now
     return np.concatenate(parts)
 

@@ -1,0 +1,227 @@
+"""Picture methods without golden vectors, against plain loops over their formulas."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from synthetic import question, segment
+
+from foveate.core import Attention, Counts, PlanRng, Segment, arrays
+from foveate.encode.tokens.cdpruner import CDPrunerLM
+from foveate.encode.tokens.holov import HoloV, quotas
+from foveate.encode.tokens.idpruner import IDPruner
+from foveate.encode.tokens.mmtok import MMTok
+from foveate.encode.tokens.nuwa import Nuwa
+from foveate.encode.tokens.prunesid import PruneSID, groups_of, suppress
+from foveate.encode.tokens.prunesid import quotas as group_quotas
+from foveate.encode.tokens.scope import SCOPE
+from foveate.encode.tokens.visionzip import VisionZip
+
+RNG = PlanRng(0)
+GRIDS = [(1, 5, 6), (1, 8, 8)]
+
+
+def cos(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a.astype(float), b.astype(float)
+    return float(a @ b / math.sqrt(float(a @ a) * float(b @ b)))
+
+
+def table(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.array([[cos(x, y) for y in b] for x in a])
+
+
+def kept_by(method: Any, item: Segment, k: int) -> list[int]:
+    reduction = method.select([item], Counts(k, (k,)), question(), RNG)[0]
+    return reduction.anchor.tolist()
+
+
+def attention(item: Segment, layer: int = -2) -> np.ndarray:
+    view: Attention = item.encoder.at[layer]
+    return view.cls.astype(float)
+
+
+def plain_cover(gain: Any, n: int, k: int) -> list[int]:
+    """Greedy with every gain computed anew at every step."""
+    chosen: list[int] = []
+    for _ in range(k):
+        free = [j for j in range(n) if j not in chosen]
+        chosen.append(max(free, key=lambda j: (gain(chosen, j), -j)))
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_scope(grid: tuple[int, int, int], alpha: float) -> None:
+    item = segment(SCOPE, grid)
+    s, score = table(*[item.encoder.hidden[-2]] * 2), attention(item)
+
+    def gain(chosen: list[int], j: int) -> float:
+        total = 0.0
+        for i in range(item.n):
+            covered = max([0.0] + [s[i, c] for c in chosen])
+            total += max(0.0, s[i, j] - covered)
+        return score[j] ** alpha * total
+
+    k = item.n // 3
+    assert kept_by(SCOPE(per_image=k, alpha=alpha), item, k) == plain_cover(gain, item.n, k)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_mmtok(grid: tuple[int, int, int]) -> None:
+    item, ask = segment(MMTok, grid), question()
+    text = table(ask.embeddings, item.features)
+    vision = table(*[item.encoder.hidden[-2]] * 2)
+
+    def softmax(row: np.ndarray, tau: float) -> np.ndarray:
+        weights = np.exp(row / tau - (row / tau).max())
+        return weights / weights.sum()
+
+    rows = [softmax(r, 0.02) / len(text) for r in text]
+    rows += [0.5 * softmax(r, 0.2) / item.n for r in vision]
+
+    def gain(chosen: list[int], j: int) -> float:
+        return sum(max(0.0, r[j] - max([0.0] + [r[c] for c in chosen])) for r in rows)
+
+    k = item.n // 4
+    assert kept_by(MMTok(per_image=k), item, k) == plain_cover(gain, item.n, k)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("balance", [0.2, 0.5, 1.0])
+def test_idpruner(grid: tuple[int, int, int], balance: float) -> None:
+    item = segment(IDPruner, grid)
+    s, score = table(item.features, item.features), attention(item)
+    worth = (score - score.min()) / (score.max() - score.min())
+
+    def value(chosen: list[int], j: int) -> float:
+        return balance * worth[j] - (1 - balance) * max([s[j, c] for c in chosen], default=0.0)
+
+    k = item.n // 3
+    assert kept_by(IDPruner(per_image=k, balance=balance), item, k) == plain_cover(value, item.n, k)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_cdpruner_lm_maximises_the_determinant_greedily(grid: tuple[int, int, int]) -> None:
+    item, ask = segment(CDPrunerLM, grid), question()
+    raw = table(item.features, ask.embeddings).mean(axis=1)
+    r = (raw - raw.min() + 1e-6) / (raw.max() - raw.min())
+    kernel = r[:, None] * table(item.features, item.features) * r[None, :]
+
+    def volume(chosen: list[int], j: int) -> float:
+        index = [*chosen, j]
+        return float(np.linalg.slogdet(kernel[np.ix_(index, index)])[1])
+
+    assert kept_by(CDPrunerLM(per_image=8), item, 8) == plain_cover(volume, item.n, 8)
+
+
+def test_the_determinant_beyond_its_rank_falls_back_to_quality() -> None:
+    x = np.eye(3, dtype=np.float32)[[0, 1, 2, 0, 1, 2]]
+    quality = np.array([0.5, 0.6, 0.7, 0.4, 0.65, 0.1])
+    assert arrays.greedy_dpp(x, quality, 5).tolist() == [2, 4, 0, 1, 3]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_holov(grid: tuple[int, int, int]) -> None:
+    item, k, crops = segment(HoloV, grid), 13, 4
+    score, n = attention(item), item.n
+    size = [n // crops + (1 if c < n % crops else 0) for c in range(crops)]
+    start = [sum(size[:c]) for c in range(crops)]
+    varied = np.zeros(n)
+    for c in range(crops):
+        members = range(start[c], start[c] + size[c])
+        for i in members:
+            row = [0.0 if i == j else cos(item.features[i], item.features[j]) for j in members]
+            mean = sum(row) / len(row)
+            varied[i] = sum((v - mean) ** 2 for v in row) / (len(row) - 1)
+    total = 1000 * score + 0.09 * varied * (1000 * score).mean() / varied.mean()
+    means = [total[a : a + m].mean() for a, m in zip(start, size, strict=True)]
+    share = [m / sum(means) for m in means]
+    quota = [math.floor(k * s) for s in share]
+    for c in sorted(range(crops), key=lambda c: -share[c])[: k - sum(quota)]:
+        quota[c] += 1
+    expected = []
+    for c in range(crops):
+        members = range(start[c], start[c] + size[c])
+        expected += sorted(members, key=lambda i: (-score[i], i))[: quota[c]]
+    assert kept_by(HoloV(per_image=k, crops=crops), item, k) == sorted(expected)
+
+
+def test_holov_passes_on_what_a_crop_cannot_hold() -> None:
+    share, sizes = np.array([0.9, 0.05, 0.05]), np.array([4, 4, 4])
+    assert quotas(share, sizes, 10).tolist() == [4, 3, 3]
+
+
+def test_prunesid_groups_by_the_largest_loading() -> None:
+    rng = np.random.default_rng(4)
+    for n, c in ((20, 9), (9, 20)):
+        x = rng.standard_normal((n, c)).astype(np.float32)
+        sample = (1 / (1 + np.exp(-x.astype(float)))).T
+        loadings = np.linalg.svd(sample - sample.mean(0), full_matrices=False)[2][:4]
+        assert groups_of(x, 4).tolist() == np.abs(loadings).argmax(0).tolist()
+
+
+def test_prunesid_suppresses_and_shares() -> None:
+    s = np.array([[1, 0.9, 0.1, 0.4], [0.9, 1, 0.8, 0], [0.1, 0.8, 1, 0.7], [0.4, 0, 0.7, 1]])
+    assert suppress(s, 0.5).tolist() == [True, False, True, False]
+    assert suppress(s, 0.95).all()
+    assert group_quotas(np.array([10, 10, 2]), np.array([6, 3, 1]), 8).tolist() == [5, 2, 1]
+    # More than the survivors hold: all caps rise until the budget fits, never above the sizes.
+    assert group_quotas(np.array([5, 5, 2]), np.array([1, 1, 1]), 10).tolist() == [4, 4, 2]
+    assert group_quotas(np.array([5, 5, 2]), np.array([1, 3, 2]), 2).tolist() == [0, 1, 1]
+
+
+def test_prunesid_drops_a_copy_before_anything_else() -> None:
+    item = segment(PruneSID, (1, 6, 6))
+    kept = kept_by(PruneSID(per_image=18), item, 18)
+    assert len(kept) == 18
+
+
+def test_nuwa() -> None:
+    item, k = segment(Nuwa, (1, 6, 6)), 12
+    score, h, w = attention(item), 6, 6
+    cells: dict[tuple[int, int], list[int]] = {}
+    for i in range(item.n):
+        cells.setdefault((i // w // 2, i % w // 2), []).append(i)
+    each = math.ceil(k / len(cells))
+    best = [i for c in cells.values() for i in sorted(c, key=lambda i: -score[i])[:each]]
+    kept = sorted(sorted(best, key=lambda i: -score[i])[:k])
+    level = np.quantile(score, 0.55)
+    features = item.encoder.hidden[-2]
+    expected = []
+    for i in kept:
+        mass, total = 1.0, item.features[i].astype(float)
+        if score[i] < level:
+            for j in range(item.n):
+                far = (i // w - j // w) ** 2 + (i % w - j % w) ** 2
+                near = max(0.0, 1 - far / (280 * (max(h, w) / 24) ** 2))
+                weight = max(0.0, cos(features[i], features[j])) * near
+                if j != i and weight > 0:
+                    mass, total = mass + weight, total + weight * item.features[j]
+        expected.append(total / mass)
+    reduction = Nuwa(per_image=k).select([item], Counts(k, (k,)), None, RNG)[0]
+    assert reduction.anchor.tolist() == kept
+    assert np.allclose(arrays.apply(reduction, item.features), expected, atol=1e-5)
+
+
+def test_visionzip_without_cls_stays_in_projected_space() -> None:
+    item = segment(VisionZip, (1, 6, 6), tower="merger")
+    reduction = VisionZip(per_image=13).select([item], Counts(13, (13,)), None, RNG)[0]
+    assert reduction.space == "projected" and reduction.k == 13
+    view = item.encoder
+    received = view.at[-2].received.astype(float)
+    score = np.array([received[view.group == i].mean() for i in range(36)])
+    dominant = sorted(sorted(range(36), key=lambda i: (-score[i], i))[:11])
+    left = [i for i in range(36) if i not in dominant]
+    targets = [left[0], left[len(left) // 2]]
+    assert reduction.anchor.tolist() == sorted(dominant + targets)
+    keys = np.array([view.at[-2].keys[view.group == i].mean((0, 1)) for i in range(36)])
+    home = {i: max(targets, key=lambda t: cos(keys[i], keys[t])) for i in left}
+    expected = []
+    for i in reduction.anchor.tolist():
+        members = [j for j in left if j not in targets and home[j] == i] if i in targets else []
+        extra = item.features[members].mean(0) if members else 0.0
+        expected.append(item.features[i] + extra)
+    assert np.allclose(arrays.apply(reduction, item.features), expected, atol=1e-4)

@@ -1,0 +1,1 @@
+"""What the tests share: tiny random vision-language models of every family, and inputs for them."""
