@@ -44,11 +44,11 @@ def attention(item: Segment, layer: int = -2) -> np.ndarray:
 
 
 def plain_cover(gain: Any, n: int, k: int) -> list[int]:
-    """Greedy with every gain computed anew at every step."""
+    """Greedy with every gain computed anew at every step; gains equal but for rounding are ties."""
     chosen: list[int] = []
     for _ in range(k):
         free = [j for j in range(n) if j not in chosen]
-        chosen.append(max(free, key=lambda j: (gain(chosen, j), -j)))
+        chosen.append(max(free, key=lambda j: (round(gain(chosen, j), 5), -j)))
     return sorted(chosen)
 
 

@@ -116,7 +116,7 @@ class Sized(Pictures):
 
 @dataclass(frozen=True)
 class Anyres(Pictures):
-    """pixel_values (n, tiles, 3, 28, 28), thumbnail first; image_sizes (n, 2) tell the real ones."""
+    """pixel_values (n, tiles, 3, 28, 28), thumbnail first; image_sizes (n, 2) tell real ones."""
 
     # The tiles that `PINPOINTS` give a picture of each size, the thumbnail included.
     tiles: ClassVar[dict[Size, int]] = {(56, 28): 3, (42, 56): 5, (26, 56): 3}
@@ -191,7 +191,7 @@ class Packed(Pictures):
 
 @dataclass(frozen=True)
 class Placed(Pictures):
-    """pixel_values (n, patches, 48), image_position_ids (n, patches, 2): x, y, or -1 for padding."""
+    """pixel_values (n, patches, 48), image_position_ids (n, patches, 2): x, y; -1 is padding."""
 
     @property
     def sizes(self) -> tuple[Size, ...]:
@@ -242,7 +242,7 @@ class Shaped(Pictures):
 
 @dataclass(frozen=True)
 class Strip(Pictures):
-    """pixel_values (1, 3, 8, 8 * all patches), patches in a line; target_sizes (n, 2) in patches."""
+    """pixel_values (1, 3, 8, 8 * all patches), patches in line; target_sizes (n, 2) in patches."""
 
     @property
     def sizes(self) -> tuple[Size, ...]:

@@ -118,7 +118,7 @@ class StripVideo(Videos):
 
 @dataclass(frozen=True)
 class CropVideo(Videos):
-    """pixel_values_videos (frames, 16, 147), video_token_pooling (tokens, 4), video_grids (n, 3)."""
+    """pixel_values_videos (frames, 16, 147), video_token_pooling (tokens, 4), video_grids (n, 3)"""
 
     patches: ClassVar[int] = 16
 

@@ -156,6 +156,8 @@ class Reduction:
         place = np.empty_like(order)
         place[order] = np.arange(order.shape[0])
         r = np.asarray(rows, dtype=np.int64).reshape(-1)
+        if r.size and (r.min() < 0 or r.max() >= a.size):
+            raise InputError(f"rows must lie in [0, {a.size}); got [{r.min()}, {r.max()}]")
         return Reduction(
             a[order],
             n,

@@ -133,7 +133,9 @@ def compress(
                 m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm
             }
     with phase("select"):
-        rows = place(adapter, ids, mask, list(encoded.values()))
+        rows = place(
+            adapter, ids, mask, list(encoded.values()), kwargs.get("mm_token_type_ids")
+        )
         results, kept = [], []
         real = mask.cpu().numpy() != 0
         for r, placed in enumerate(rows):

@@ -33,16 +33,18 @@ class Placed:
 
 
 def place(
-    adapter: AutoAdapter, ids: Tensor, mask: Tensor, encoded: Sequence[Encoded]
+    adapter: AutoAdapter,
+    ids: Tensor,
+    mask: Tensor,
+    encoded: Sequence[Encoded],
+    types: Tensor | None = None,
 ) -> list[list[Placed]]:
     """Pieces of every row in the order of their placeholders; InputError if counts do not match."""
     host = ids.cpu()
     rows: list[list[Placed]] = [[] for _ in range(ids.shape[0])]
     for found in encoded:
-        token = adapter.token_id(found.modality)
-        if token is None:
-            raise InputError(f"{adapter.model_type} has no placeholder for {found.modality}")
-        spots = ((host == token) & (mask.cpu() != 0)).nonzero().numpy()
+        here = adapter.spots(found.modality, ids, types).cpu() & (mask.cpu() != 0)
+        spots = here.nonzero().numpy()
         have = sum(p.n for p in found.pieces)
         if len(spots) != have:
             raise InputError(
@@ -60,7 +62,7 @@ def place(
             row = int(part[0, 0]) if part.shape[0] else 0
             by_row.setdefault(row, []).append(Placed(piece, found.modality, part[:, 1]))
         for row, members in by_row.items():
-            _number(adapter, members, host[row], token)
+            _number(adapter, members, host[row], here[row])
             rows[row] += members
     for members in rows:
         members.sort(key=lambda p: int(p.at[0]) if p.at.size else -1)
@@ -70,8 +72,9 @@ def place(
     return rows
 
 
-def _number(adapter: AutoAdapter, members: list[Placed], ids: Tensor, token: int) -> None:
-    starts = ((ids == token) & (torch.cat([ids[:1] * 0 - 1, ids[:-1]]) != token)).long().cumsum(0) - 1
+def _number(adapter: AutoAdapter, members: list[Placed], ids: Tensor, here: Tensor) -> None:
+    before = torch.cat([torch.zeros_like(here[:1]), here[:-1]])
+    starts = (here & ~before).long().cumsum(0) - 1
     runs = [int(starts[p.at[0]]) if p.at.size else -1 for p in members]
     pictures = adapter.pictures([p.piece for p in members], runs, ids)
     for p, picture in zip(members, pictures, strict=True):

@@ -70,9 +70,7 @@ class TowerPass:
         shortener = _Shortener(self, runs)
         with contextlib.ExitStack() as stack:
             stack.enter_context(
-                compat.tapped(
-                    self.attention, shortener.captures, shortener.bias, shortener.spread
-                )
+                compat.tapped(self.attention, shortener.captures, shortener.bias, shortener.spread)
             )
             for i, block in enumerate(self.blocks):
                 before = block.register_forward_pre_hook(shortener.before(i), with_kwargs=True)

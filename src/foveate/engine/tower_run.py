@@ -56,14 +56,14 @@ class TowerRun:
         """Apply one checked reduction a pass, of equal k, and remember who went where."""
         k, m, c = answers[0].k, self.now, int(tokens.shape[-1])
         device = tokens.device
-        entries = [entries(a) for a in answers]
+        parts = [entries(a) for a in answers]
 
         def flat(index: int, step: int) -> Tensor:
-            shifted = [e[index] + i * step for i, e in enumerate(entries)]
+            shifted = [p[index] + i * step for i, p in enumerate(parts)]
             return torch.as_tensor(np.concatenate(shifted), device=device)
 
         rows, cols = flat(0, k), flat(1, m)
-        weights = torch.as_tensor(np.concatenate([e[2] for e in entries]), device=device)
+        weights = torch.as_tensor(np.concatenate([p[2] for p in parts]), device=device)
         picked = tokens.reshape(-1, c)[cols].float() * weights.float()[:, None]
         out = torch.zeros(self.passes * k, c, device=device).index_add_(0, rows, picked)
         size = torch.zeros(self.passes * k, device=device)
@@ -85,6 +85,7 @@ class TowerRun:
 
 
 def entries(reduction: Reduction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(rows, cols, weights) of a pick or a merge."""
     if reduction.rows is None or reduction.cols is None or reduction.weights is None:
         return np.arange(reduction.k), reduction.anchor, np.ones(reduction.k, dtype=np.float32)
     return reduction.rows, reduction.cols, reduction.weights

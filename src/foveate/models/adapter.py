@@ -98,6 +98,13 @@ class AutoAdapter:
                 return int(value)
         return None
 
+    def spots(self, modality: str, ids: Tensor, types: Tensor | None) -> Tensor:
+        """Where placeholders of a modality stand: bool (B, S). types: mm_token_type_ids, if the call has them."""
+        token = self.token_id(modality)
+        if token is None:
+            raise InputError(f"{self.model_type} has no placeholder for {modality}")
+        return ids == token
+
     @property
     def mrope(self) -> bool:
         """Positions are (t, h, w) triples."""
@@ -266,7 +273,10 @@ class AutoAdapter:
         grids = mm.get("video_grid_thw")
         features = self.features(out)
         if grids is None:
-            raise UnsupportedError(f"{self.model_type}: this family's videos are not mapped yet")
+            raise UnsupportedError(
+                f"{self.model_type}: the layout of this family's video tokens is not known; give the "
+                "frames as pictures"
+            )
         return self.packed(features, grids, kind="video")
 
     def _tile_tokens(self, out: Any) -> int:

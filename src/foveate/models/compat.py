@@ -184,18 +184,20 @@ def _tap_forward(
 ) -> Any:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    shown = (query, key, attention_mask)
+    undo: list[Attentive] = []
     for tap in _taps.get():
         extra = tap.bias(module, query) if tap.bias is not None else None
         if extra is not None:
             attention_mask = extra if attention_mask is None else _added(attention_mask, extra)
-            shown = (*shown[:2], attention_mask)
             kwargs["is_causal"] = False
         capture = tap.captures.get(id(module))
         if capture is not None:
-            _observe(capture, *shown, kwargs.get("scaling"))
+            q, k, mask = query, key, attention_mask
+            for spread in undo:
+                q, k, mask = spread(module, q), spread(module, k), None
+            _observe(capture, q, k, mask, kwargs.get("scaling"))
         if tap.spread is not None:
-            shown = (tap.spread(module, shown[0]), tap.spread(module, shown[1]), None)
+            undo.append(tap.spread)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 

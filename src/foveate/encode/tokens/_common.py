@@ -206,20 +206,32 @@ def density_peaks(x: Array, k: int, neighbours: int = 4) -> np.ndarray:
 
     Density is exp(-mean squared distance to the nearest `neighbours`, itself among them); a centre
     has a high product of density and distance to the next denser token. Distances are divided by
-    sqrt(d). O(m²d) time and O(m²) memory: meant for the tokens of one frame.
+    sqrt(d). O(m²d) time, in blocks of rows.
     """
     xp = arrays.namespace(x)
+    m, d = int(x.shape[0]), max(int(x.shape[1]), 1)
     wide = xp.astype(x.detach() if array_api_compat.is_torch_array(x) else x, arrays.wide(x))
-    centred = wide - xp.mean(wide, axis=0)
-    inner = arrays.to_numpy(centred @ centred.T) / max(int(x.shape[1]), 1)
-    own = np.diagonal(inner)
-    squared = np.maximum(own[:, None] + own[None, :] - 2.0 * inner, 0.0)
     # On a grid relative to the tokens' size: equal tokens have equal densities in any library.
-    size = float(xp.max(xp.sum(wide * wide, axis=1))) / max(int(x.shape[1]), 1) or 1.0
-    squared = arrays.on_grid(squared / size, 40) * size
-    count = min(neighbours, squared.shape[0])
-    density = np.exp(-np.partition(squared, count - 1, axis=1)[:, :count].mean(axis=1))
+    size = float(xp.max(xp.sum(wide * wide, axis=1))) or 1.0
+    wide = (wide - xp.mean(wide, axis=0)) / size**0.5
+    own = xp.sum(wide * wide, axis=1)
+    step = max(1, (1 << 19) // m)
+
+    def distances() -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, m, step):
+            part = slice(start, start + step)
+            squared = own[part][:, None] + own[None, :] - 2.0 * (wide[part, :] @ wide.T)
+            yield part, np.maximum(arrays.on_grid(squared, 40), 0.0) * (size / d)
+
+    count, farthest = min(neighbours, m), 0.0
+    density = np.empty(m)
+    for part, squared in distances():
+        near = np.partition(squared, count - 1, axis=1)[:, :count]
+        density[part] = np.exp(-near.mean(axis=1))
+        farthest = max(farthest, float(squared.max()))
     level = arrays.quantum(density, arrays.FINE_BITS)
-    distance = np.sqrt(squared)
-    denser = np.where(level[None, :] > level[:, None], distance, distance.max())
-    return arrays.top_k(density * denser.min(axis=1), k, arrays.FINE_BITS)
+    gap = np.empty(m)
+    for part, squared in distances():
+        denser = level[None, :] > level[part, None]
+        gap[part] = np.sqrt(np.where(denser, squared, farthest).min(axis=1))
+    return arrays.top_k(density * gap, k, arrays.FINE_BITS)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from foveate.core.views import Kind
 from foveate.models.adapter import AutoAdapter, family, square
 from foveate.models.encoded import Piece
 
@@ -57,44 +57,40 @@ class Gemma4Adapter(AutoAdapter):
         return pieces
 
 
+    def video_pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        """Frames of equal size follow one another; encoder tokens are not mapped over time."""
+        frames = torch.as_tensor(mm["num_frames_per_video"]).tolist()
+        pieces, first = [], 0
+        for i, (f, t) in enumerate(zip(self.features(out), frames, strict=True)):
+            xy = mm["video_position_ids"][first]
+            x, y = xy[(xy >= 0).all(-1)].unbind(-1)
+            n = int(f.shape[0])
+            frame = grouped(f[: n // t], x, y, torch.arange(x.shape[0], device=f.device), i)
+            pieces.append(Piece(f, f, "video", (t, *frame.grid[1:]), picture=i))
+            first += t
+        return pieces
+
+
 @family("minicpmv4_6", "minicpmv4_7")
 class MiniCpmAdapter(AutoAdapter):
-    """A merger in mid-tower: grids follow from the target sizes, encoder tokens are not mapped.
-
-    Pictures are encoded one at a time: the tower of transformers 5.23 gives the second picture of a packed
-    call other features than it gets alone, so an answer would depend on its batch.
-    """
-
-    def feature_fn(self, modality: str) -> Callable[..., Any] | None:
-        fn = super().feature_fn(modality)
-        if fn is None or modality != "image":
-            return fn
-        width = int(self.config.vision_config.patch_size)
-
-        @functools.wraps(fn)
-        def one_by_one(
-            pixel_values: Tensor, target_sizes: Tensor, **kwargs: Any
-        ) -> Any:
-            lengths = [int(h) * int(w) * width for h, w in target_sizes.tolist()]
-            parts = pixel_values.split(lengths, dim=-1)
-            outs = [
-                fn(pixel_values=p, target_sizes=target_sizes[i : i + 1], **kwargs)
-                for i, p in enumerate(parts)
-            ]
-            outs[0].pooler_output = [f for o in outs for f in o.pooler_output]
-            return outs[0]
-
-        return one_by_one
+    """A merger in mid-tower: grids follow from the target sizes, encoder tokens are not mapped."""
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
-        sizes = torch.as_tensor(mm["target_sizes"]).reshape(-1, 2).tolist()
+        return self._sized(out, mm["target_sizes"], "image")
+
+    def video_pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        """Every frame is encoded and placed as a segment of its own."""
+        return self._sized(out, mm["target_sizes_videos"], "video")
+
+    def _sized(self, out: Any, target: Any, kind: Kind) -> list[Piece]:
+        sizes = torch.as_tensor(target).reshape(-1, 2).tolist()
         pieces = []
         for i, (f, (h, w)) in enumerate(zip(self.features(out), sizes, strict=True)):
             n = int(f.shape[0])
             scale = math.isqrt(max(1, h * w // n))
             fits = (h // scale) * (w // scale) == n
             grid = (1, h // scale, w // scale) if fits else (1, 1, n)
-            pieces.append(Piece(f, f, "image", grid, picture=i))
+            pieces.append(Piece(f, f, kind, grid, picture=i))
         return pieces
 
 
@@ -115,6 +111,17 @@ class Molmo2Adapter(AutoAdapter):
             Piece(f, f, "image", (1, 1, int(f.shape[0])), picture=i)
             for i, f in enumerate(self.features(out))
         ]
+
+    def video_pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
+        grids = torch.as_tensor(mm["video_grids"]).tolist()
+        return [
+            Piece(f, f, "video", (int(t), int(h), int(w)), picture=i)
+            for i, (f, (t, h, w)) in enumerate(zip(self.features(out), grids, strict=True))
+        ]
+
+    def token_id(self, modality: str) -> int | None:
+        """Videos are written with the picture placeholder; a prompt holds one kind or the other."""
+        return super().token_id("image")
 
 
 @family("ovis2")
