@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_cases import TOLERANCE, Case, cases, segment
+from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.views import Attention

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from golden_cases import TOLERANCE, Case, cases
+from tests.golden.golden_cases import TOLERANCE, Case, cases
 
 from foveate.core import Reduction, arrays
 from foveate.encode.tokens.aim import merge_rounds

@@ -12,7 +12,7 @@ from importlinter.contracts.forbidden import ForbiddenContract
 
 
 class ForbiddenWherePresent(ForbiddenContract):
-    """`forbidden`, over those of its own packages that exist. External packages stay as they are."""
+    """`forbidden`, over those of its own packages that exist; external packages stay as given."""
 
     type_name = "forbidden_where_present"
 

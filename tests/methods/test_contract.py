@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import as_tensors, question, segment
+from tests.methods.synthetic import as_tensors, question, segment
 
 from foveate.core import Counts, PlanRng, Reduction, Segment, arrays, methods, resolve
 from foveate.core.budget import Budget

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import segment
+from tests.methods.synthetic import segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.errors import InputError, UnsupportedError

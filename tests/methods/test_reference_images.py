@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import question, segment
+from tests.methods.synthetic import question, segment
 
 from foveate.core import Attention, Counts, PlanRng, Segment, arrays
 from foveate.encode.tokens.cdpruner import CDPrunerLM

@@ -7,7 +7,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from synthetic import segment
+from tests.methods.synthetic import segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.budget import largest_remainder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic import question, segment
+from tests.methods.synthetic import question, segment
 
 from foveate.core import Counts, PlanRng, Segment
 from foveate.core.errors import InputError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_processors import FAMILIES, IMAGE, VIDEO, make_processor, save_folder
-from video_cases import CASES, FIXTURES, SAMPLING, Case, clip, picture, summary
+from tests.models.tiny_processors import FAMILIES, IMAGE, VIDEO, make_processor, save_folder
+from tests.models.video_cases import CASES, FIXTURES, SAMPLING, Case, clip, picture, summary
 
 from foveate.core.errors import (
     CheckpointError,

@@ -40,7 +40,9 @@ class Similarity:
         check_finite(x, what)
         self.n = int(x.shape[0])
         # Each factor carries half of the grid, so that a product is on it without another pass.
-        self._scaled: Array | None = unit(x) * float(1 << (bits // 2))
+        scaled = unit(x)
+        scaled *= float(1 << (bits // 2))
+        self._scaled: Array | None = scaled
         self._gram: np.ndarray | None = None
         if self.n <= gram_tokens:
             self._gram = self._dense()

@@ -237,8 +237,7 @@ def bipartite(metric: Array, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray
     even, odd = np.arange(0, n, 2), np.arange(1, n, 2)
     if odd.size == 0:
         return even[:0], odd, even
-    u = unit(metric)
-    best, partner = nearest(take(u, even), take(u, odd), normalised=True, bits=ORDER_BITS)
+    best, partner = nearest(take(metric, even), take(metric, odd), bits=ORDER_BITS)
     order = np.argsort(-best, kind="stable")
     merged, rest = order[: max(r, 0)], order[max(r, 0) :]
     return even[merged], odd[partner[merged]], even[rest]

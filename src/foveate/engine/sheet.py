@@ -9,13 +9,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.core.errors import UnsupportedError
 from foveate.engine.draw import field_of_view, fit, kept_frames, kept_picture
 from foveate.engine.request import Answer
 
 PAPER, INK, SOFT = (250, 249, 246), (28, 30, 36), (104, 106, 114)
 _MARGIN, _GAP = 28, 24
 _TITLE, _TEXT = 18, 15
+SMALLEST = 280  # a panel is never narrower, so that its labels can be read
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -90,21 +90,10 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str = "", note: str = "") ->
     return page
 
 
-SMALLEST = 280  # a panel is never narrower, so that its labels can be read
-
-
 def refused_panel(image: Image.Image, title: str, reason: str) -> Panel:
     """A panel for a plan that this model cannot serve: the picture, greyed out, and the reason."""
     grey = fit(image).convert("L").convert("RGB")
     return Panel(Image.blend(grey, Image.new("RGB", grey.size, PAPER), 0.7), title, (reason,))
-
-
-def drawn(answer: Answer, image_processor: Any, videos: Any = ()) -> tuple[Image.Image, ...]:
-    """`answer_pictures`, or the plain pictures where tokens have no place in them."""
-    try:
-        return tuple(answer_pictures(answer, image_processor, videos))
-    except UnsupportedError:
-        return tuple(fit(p) for p in answer.pictures)
 
 
 def _sized(image: Image.Image, side: int) -> Image.Image:

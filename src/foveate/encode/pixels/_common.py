@@ -28,12 +28,14 @@ def scaled(size: Size, scale: float | Fraction) -> Size:
 def within(pixels: Pixels, budget: int) -> PixelPlan:
     """The plan of the largest size that gives at most `budget` tokens, by bisection of its scale.
 
-    Where even the smallest gives more, that smallest one; where the full size fits, no change.
+    A model may have a least number of tokens: then the largest size that gives it. Where the full
+    size fits, nothing changes.
     """
+    best = PixelPlan(size=scaled(pixels.size, 0.0))
+    budget = max(budget, pixels.tokens(best))
     if pixels.tokens(PixelPlan()) <= budget:
         return PixelPlan()
     low, high = 0.0, 1.0
-    best = PixelPlan(size=scaled(pixels.size, 0.0))
     for _ in range(_STEPS):
         middle = (low + high) / 2
         plan = PixelPlan(size=scaled(pixels.size, middle))

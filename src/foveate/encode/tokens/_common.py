@@ -213,7 +213,8 @@ def density_peaks(x: Array, k: int, neighbours: int = 4) -> np.ndarray:
     wide = xp.astype(x.detach() if array_api_compat.is_torch_array(x) else x, arrays.wide(x))
     # On a grid relative to the tokens' size: equal tokens have equal densities in any library.
     size = float(xp.max(xp.sum(wide * wide, axis=1))) or 1.0
-    wide = (wide - xp.mean(wide, axis=0)) / size**0.5
+    wide -= xp.mean(wide, axis=0)
+    wide /= size**0.5
     own = xp.sum(wide * wide, axis=1)
     step = max(1, (1 << 19) // m)
 

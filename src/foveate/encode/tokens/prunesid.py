@@ -39,21 +39,20 @@ def groups_of(features: np.ndarray, components: int) -> np.ndarray:
 
     O(n c min(n, c)). Runs on the host: the eigenvectors must be the same for any array library.
     """
-    x = 1.0 / (1.0 + np.exp(-features.astype(np.float64)))
+    x = np.negative(features, dtype=np.float64)
+    np.exp(x, out=x)
+    x += 1.0
+    np.reciprocal(x, out=x)
     x -= x.mean(axis=1, keepdims=True)
     n, c = x.shape
-    if n <= c:
-        values, vectors = np.linalg.eigh(x @ x.T)
-    else:
-        values, inner = np.linalg.eigh(x.T @ x)
-        vectors = x @ inner
+    values, vectors = np.linalg.eigh(x @ x.T if n <= c else x.T @ x)
     order = np.argsort(-values, kind="stable")[:components]
     # Components without variance have no direction; they would group by rounding noise.
     order = order[values[order] > max(float(values.max()), 0.0) * 2.0**-30]
     if order.size == 0:
         return np.zeros(n, dtype=np.int64)
-    loading = np.abs(vectors[:, order])
-    loading /= np.maximum(np.linalg.norm(vectors[:, order], axis=0), 1e-300)
+    loading = np.abs(vectors[:, order] if n <= c else x @ vectors[:, order])
+    loading /= np.maximum(np.linalg.norm(loading, axis=0), 1e-300)
     return arrays.on_grid(loading, 20).argmax(axis=1)
 
 

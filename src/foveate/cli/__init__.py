@@ -1,0 +1,10 @@
+"""The command line: `foveate run | list | explain | doctor | demo`. One file a verb; torch is imported late."""
+
+from __future__ import annotations
+
+
+def main() -> None:
+    """The console script. Leaves with 0 ok, 2 usage or input, 3 refused, 4 undecided, 5 unsupported."""
+    from foveate.cli.app import app
+
+    app(prog_name="foveate")
