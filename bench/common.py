@@ -1,4 +1,6 @@
-"""How benchmarks measure and print: process CPU time, things compared interleaved, a table and one JSON line."""
+"""How benchmarks measure and print: process CPU time, things compared interleaved, a table and one
+JSON line.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def cpu_s(run: Callable[[], Any]) -> float:
     return time.process_time() - start
 
 
-def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], repeats: int, warm: int = 1
+) -> dict[str, list[float]]:
     """CPU seconds of each, taken in turn so that drift hits all alike."""
     for _ in range(warm):
         for run in runs.values():
@@ -62,7 +66,9 @@ def spread(values: list[float]) -> tuple[float, float]:
     return min(values), max(values)
 
 
-def publish(name: str, title: str, columns: list[str], rows: list[list[Any]], extra: dict[str, Any]) -> None:
+def publish(
+    name: str, title: str, columns: list[str], rows: list[list[Any]], extra: dict[str, Any]
+) -> None:
     """Print a table, write results/<name>.json, and end with one JSON line."""
     from rich.console import Console
     from rich.table import Table

@@ -1,4 +1,6 @@
-"""Random-weight models at published geometry, and encoder facts of any length, for measurements of speed."""
+"""Random-weight models at published geometry, and encoder facts of any length, for measurements of
+speed.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +18,47 @@ HEADS, HEAD_DIM, WIDTH, BLOCKS = 16, 72, 1152, 27  # SigLIP-so400m
 
 
 def onevision(*, layers: int = 24, seed: int = 0) -> tuple[Any, AutoAdapter]:
-    """LLaVA-OneVision-0.5B's language model and projector; the tower is cut to one block, it is not timed."""
+    """LLaVA-OneVision-0.5B's language model and projector; the tower is cut to one block, it is not
+    timed.
+    """
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config={
-            "model_type": "siglip_vision_model", "hidden_size": WIDTH, "intermediate_size": 4304,
-            "num_hidden_layers": 1, "num_attention_heads": HEADS, "image_size": 336,
-            "patch_size": 14, "vision_use_head": False,
+            "model_type": "siglip_vision_model",
+            "hidden_size": WIDTH,
+            "intermediate_size": 4304,
+            "num_hidden_layers": 1,
+            "num_attention_heads": HEADS,
+            "image_size": 336,
+            "patch_size": 14,
+            "vision_use_head": False,
         },
         text_config={
-            "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
-            "num_hidden_layers": layers, "num_attention_heads": 14, "num_key_value_heads": 2,
-            "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "max_position_embeddings": 32768,
+            "rope_theta": 1e6,
             "tie_word_embeddings": True,
         },
-        image_token_index=151646, vision_feature_layer=-1, vision_feature_select_strategy="full",
+        image_token_index=151646,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
     )
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
     return model, adapter_for(model)
 
 
 class Facts:
-    """Random encoder output of n tokens: features, and q and k of one block, from which scores are computed."""
+    """Random encoder output of n tokens: features, and q and k of one block, from which scores are
+    computed.
+    """
 
     def __init__(self, n: int, grid: tuple[int, int, int], seed: int = 0) -> None:
         g = torch.Generator().manual_seed(seed)
@@ -50,7 +69,9 @@ class Facts:
         self.k = torch.randn(1, HEADS, n, HEAD_DIM, generator=g)
 
     def encoded(self, needs: frozenset[Need]) -> Encoded:
-        """What the adapter would hand over; scoring (partial attention) happens here, inside the timed part."""
+        """What the adapter would hand over; scoring (partial attention) happens here, inside the
+        timed part.
+        """
         place = torch.arange(self.n)
         tokens = EncoderTokens(blocks=BLOCKS, queries=self.n, feature_block=BLOCKS - 1)
         for need in needs:
@@ -71,8 +92,14 @@ class Facts:
                 tokens.attention[block] = found
         kind = "video" if self.grid[0] > 1 else "image"
         piece = Piece(
-            self.features, self.features, kind, self.grid, source=place, group=place,
-            part=torch.zeros_like(place), picture=0,
+            self.features,
+            self.features,
+            kind,
+            self.grid,
+            source=place,
+            group=place,
+            part=torch.zeros_like(place),
+            picture=0,
         )
         from transformers.modeling_outputs import BaseModelOutputWithPooling
 

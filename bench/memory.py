@@ -1,6 +1,7 @@
-"""P7, memory: peak resident memory that scoring and selecting adds at N = 10240, in a fresh process for each method.
+"""P7, memory: peak resident memory that scoring and selecting adds at N = 10240, in a fresh process
+for each method.
 
-    python -m bench.memory [--methods a,b] [--tokens 10240] [--keep 1/9]
+python -m bench.memory [--methods a,b] [--tokens 10240] [--keep 1/9]
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""P5, the oracle ratio: CPU time from encoder outputs to first logits with a plan that keeps k of N tokens, over the
+"""P5, the oracle ratio: CPU time from encoder outputs to first logits with a plan that keeps k of N
+tokens, over the
 same engine natively fed k tokens. 1 would be a plan that costs nothing beyond what it keeps.
 
     python -m bench.oracle [--methods a,b] [--tokens 576] [--keep 1/4] [--repeats 9]
@@ -56,7 +57,17 @@ def main() -> None:
             args.repeats,
         )
         ratios = [a / b for a, b in zip(times["plan"], times["native"], strict=True)]
-        rows.append([name, k, median(times["plan"]), median(times["native"]), median(ratios), min(ratios), max(ratios)])
+        rows.append(
+            [
+                name,
+                k,
+                median(times["plan"]),
+                median(times["native"]),
+                median(ratios),
+                min(ratios),
+                max(ratios),
+            ]
+        )
     publish(
         args.name,
         f"oracle ratio, N = {args.tokens}, keep {args.keep}, LLaVA-OneVision-0.5B geometry, bound {BOUND}",

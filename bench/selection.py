@@ -1,6 +1,7 @@
-"""P6, selection cost: CPU time of scoring and selecting, over the prefill time that dropping N - k tokens saves.
+"""P6, selection cost: CPU time of scoring and selecting, over the prefill time that dropping N - k
+tokens saves.
 
-    python -m bench.selection [--methods a,b] [--tokens 2880] [--keep 1/9] [--repeats 5]
+python -m bench.selection [--methods a,b] [--tokens 2880] [--keep 1/9] [--repeats 5]
 """
 
 from __future__ import annotations
@@ -53,11 +54,15 @@ def main() -> None:
     def prefill(n: int) -> None:
         call = prompt(n, token)
         embeds = model.get_input_embeddings()(call["input_ids"])
-        model.model.language_model(inputs_embeds=embeds, attention_mask=call["attention_mask"], use_cache=True)
+        model.model.language_model(
+            inputs_embeds=embeds, attention_mask=call["attention_mask"], use_cache=True
+        )
 
     base = interleaved({"N": lambda: prefill(args.tokens), "k": lambda: prefill(k)}, 3, warm=0)
     saved = median(base["N"]) - median(base["k"])
-    times = interleaved({n: (lambda p=p: select_once(p, facts, words)) for n, p in plans.items()}, args.repeats)
+    times = interleaved(
+        {n: (lambda p=p: select_once(p, facts, words)) for n, p in plans.items()}, args.repeats
+    )
     rows = [[n, kept[n], median(times[n]), saved, median(times[n]) / saved] for n in names]
     publish(
         args.name,

@@ -16,7 +16,9 @@ ratios = st.fractions(min_value=Fraction(1, 100), max_value=1)
 
 
 @given(st.integers(0, 200), st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(0, 3))
-def test_largest_remainder_keeps_sum_bounds_and_proportion(total: int, caps: list[int], floor: int) -> None:
+def test_largest_remainder_keeps_sum_bounds_and_proportion(
+    total: int, caps: list[int], floor: int
+) -> None:
     parts = largest_remainder(total, caps, floor=floor, caps=caps)
     low = [min(floor, c) for c in caps]
     assert sum(parts) == min(max(total, sum(low)), sum(caps))
@@ -38,16 +40,29 @@ def test_ties_go_to_the_lower_index() -> None:
     assert largest_remainder(4, []) == []
 
 
-@pytest.mark.parametrize(("n", "keep", "k"), [
-    (576, "1/4", 144), (576, "1/9", 64), (10, "1/4", 3), (9, "1/2", 5), (3, "1/100", 1), (1, "1/2", 1),
-    (7, "1", 7), (0, "1/2", 0), (6, "1/4", 2), (5, "1/2", 3),
-])
+@pytest.mark.parametrize(
+    ("n", "keep", "k"),
+    [
+        (576, "1/4", 144),
+        (576, "1/9", 64),
+        (10, "1/4", 3),
+        (9, "1/2", 5),
+        (3, "1/100", 1),
+        (1, "1/2", 1),
+        (7, "1", 7),
+        (0, "1/2", 0),
+        (6, "1/4", 2),
+        (5, "1/2", 3),
+    ],
+)
 def test_one_image_rounds_half_up_and_keeps_at_least_one(n: int, keep: str, k: int) -> None:
     assert resolve(Budget(keep=Fraction(keep)), [[n]]).total == k
 
 
 @given(sizes, ratios)
-def test_a_ratio_holds_for_every_image_and_never_exceeds_a_segment(images: list[list[int]], keep: Fraction) -> None:
+def test_a_ratio_holds_for_every_image_and_never_exceeds_a_segment(
+    images: list[list[int]], keep: Fraction
+) -> None:
     counts = resolve(Budget(keep=keep), images)
     flat = [n for image in images for n in image]
     assert all(0 <= k <= n for k, n in zip(counts.per_segment, flat, strict=True))
@@ -61,7 +76,9 @@ def test_a_ratio_holds_for_every_image_and_never_exceeds_a_segment(images: list[
 
 
 @given(sizes, st.integers(1, 300))
-def test_a_request_budget_is_spent_exactly_with_one_token_an_image(images: list[list[int]], k: int) -> None:
+def test_a_request_budget_is_spent_exactly_with_one_token_an_image(
+    images: list[list[int]], k: int
+) -> None:
     counts = resolve(Budget(per_request=k), images)
     total, filled = sum(map(sum, images)), sum(1 for i in images if sum(i))
     assert counts.total == sum(counts.per_segment) == min(total, max(k, filled))
@@ -72,10 +89,18 @@ def test_a_request_budget_is_spent_exactly_with_one_token_an_image(images: list[
         assert got >= (1 if sum(image) else 0)
 
 
-@pytest.mark.parametrize("kwargs", [
-    {}, {"keep": Fraction(1, 2), "per_image": 3}, {"keep": Fraction(0)}, {"keep": Fraction(3, 2)},
-    {"keep": Fraction(-1, 2)}, {"per_image": 0}, {"per_request": -4},
-])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"keep": Fraction(1, 2), "per_image": 3},
+        {"keep": Fraction(0)},
+        {"keep": Fraction(3, 2)},
+        {"keep": Fraction(-1, 2)},
+        {"per_image": 0},
+        {"per_request": -4},
+    ],
+)
 def test_bad_budgets_name_the_field(kwargs: dict[str, object]) -> None:
     with pytest.raises(SettingError) as error:
         Budget(**kwargs)  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Plans: text, TOML and JSON say the same; hashes are stable; errors name field, value, range and neighbours."""
+"""Plans: text, TOML and JSON say the same; hashes are stable; errors name field, value, range and
+neighbours.
+"""
 
 from __future__ import annotations
 
@@ -59,37 +61,46 @@ def test_different_settings_have_different_hashes_and_auto_resolves_into_the_has
     assert plan.resolved(mrope=True).hash != plan.resolved(mrope=False).hash
 
 
-@pytest.mark.parametrize(("text", "kind", "says"), [
-    ("divprun:keep=1/4", UnknownMethodError, "divprune"),
-    ("divprune:kep=1/4", SettingError, "did you mean keep"),
-    ("divprune:keep=0", SettingError, "0 < keep <= 1"),
-    ("divprune:keep=2", SettingError, "0 < keep <= 1"),
-    ("divprune:keep=-1/2", SettingError, "0 < keep <= 1"),
-    ("divprune:keep=many", SettingError, "'many'"),
-    ("divprune:keep=nan", SettingError, "nan"),
-    ("divprune:keep=1/0", SettingError, "1/0"),
-    ("divprune", SettingError, "exactly one of keep"),
-    ("divprune:keep=1/2,per_image=3", SettingError, "exactly one of keep"),
-    ("divprune:per_image=0", SettingError, "at least 1"),
-    ("divprune:per_image=1.5", SettingError, "per_image"),
-    ("divprune:keep=1/2+uniform:keep=1/2", PlanError, "one method a stage"),
-    ("divprune:keep", PlanError, "setting=value"),
-    ("divprune:keep=1/2,keep=1/4", PlanError, "twice"),
-    ("divprune:keep=1/2+", PlanError, "empty part"),
-    ("divprune:keep=1/2;positions=keep", SettingError, "positions"),
-    ("divprune:keep=1/2;sead=3", SettingError, "did you mean seed"),
-    ("divprune:keep=1/2;seed=-1", SettingError, "at least 0"),
-    ("divprune:keep=1/2;seed=x", SettingError, "seed"),
-])
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ("divprun:keep=1/4", UnknownMethodError, "divprune"),
+        ("divprune:kep=1/4", SettingError, "did you mean keep"),
+        ("divprune:keep=0", SettingError, "0 < keep <= 1"),
+        ("divprune:keep=2", SettingError, "0 < keep <= 1"),
+        ("divprune:keep=-1/2", SettingError, "0 < keep <= 1"),
+        ("divprune:keep=many", SettingError, "'many'"),
+        ("divprune:keep=nan", SettingError, "nan"),
+        ("divprune:keep=1/0", SettingError, "1/0"),
+        ("divprune", SettingError, "exactly one of keep"),
+        ("divprune:keep=1/2,per_image=3", SettingError, "exactly one of keep"),
+        ("divprune:per_image=0", SettingError, "at least 1"),
+        ("divprune:per_image=1.5", SettingError, "per_image"),
+        ("divprune:keep=1/2+uniform:keep=1/2", PlanError, "one method a stage"),
+        ("divprune:keep", PlanError, "setting=value"),
+        ("divprune:keep=1/2,keep=1/4", PlanError, "twice"),
+        ("divprune:keep=1/2+", PlanError, "empty part"),
+        ("divprune:keep=1/2;positions=keep", SettingError, "positions"),
+        ("divprune:keep=1/2;sead=3", SettingError, "did you mean seed"),
+        ("divprune:keep=1/2;seed=-1", SettingError, "at least 0"),
+        ("divprune:keep=1/2;seed=x", SettingError, "seed"),
+    ],
+)
 def test_errors_say_what_is_wrong(text: str, kind: type[Exception], says: str) -> None:
     with pytest.raises(kind) as error:
         Plan.parse(text)
     assert says in str(error.value)
 
 
-@pytest.mark.parametrize("data", [
-    {"methods": "divprune"}, {"methods": [{"keep": "1/4"}]}, {"steps": []}, {"methods": [3]},
-])
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"methods": "divprune"},
+        {"methods": [{"keep": "1/4"}]},
+        {"steps": []},
+        {"methods": [3]},
+    ],
+)
 def test_malformed_mappings_are_refused(data: dict[str, object]) -> None:
     with pytest.raises(PlanError):
         Plan.from_dict(data)

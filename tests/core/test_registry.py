@@ -1,4 +1,6 @@
-"""Registration is strict: malformed, taken and incomplete names fail at import; broken plug-ins are named, not fatal."""
+"""Registration is strict: malformed, taken and incomplete names fail at import; broken plug-ins are
+named, not fatal.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ def make(name: str, **attributes: Any) -> type[TokenMethod]:
     return dataclass(frozen=True)(type("Made", (TokenMethod,), body))
 
 
-@pytest.mark.parametrize("name", ["Upper", "trailing-", "-lead", "two words", "under_score", "", "1st"])
+@pytest.mark.parametrize(
+    "name", ["Upper", "trailing-", "-lead", "two words", "under_score", "", "1st"]
+)
 def test_malformed_names_fail(name: str) -> None:
     with pytest.raises(PlanError, match="malformed"):
         registry.register(make(name))

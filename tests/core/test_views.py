@@ -34,9 +34,16 @@ def test_of_sorts_by_anchor_and_rows_follow(order: list[int]) -> None:
     assert np.array_equal(dense, np.eye(6))
 
 
-@pytest.mark.parametrize("bad", [
-    {"rows": [0, 2]}, {"cols": [0, 9]}, {"weights": [1.0, np.nan]}, {"rows": [0, 0]}, {"anchor": [0, 9]},
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rows": [0, 2]},
+        {"cols": [0, 9]},
+        {"weights": [1.0, np.nan]},
+        {"rows": [0, 0]},
+        {"anchor": [0, 9]},
+    ],
+)
 def test_of_is_checked(bad: dict[str, list[float]]) -> None:
     parts = {"anchor": [0, 1], "rows": [0, 1], "cols": [0, 1], "weights": [1.0, 1.0], **bad}
     with pytest.raises(InputError):
@@ -59,5 +66,9 @@ def test_randomness_depends_on_seed_ordinal_and_grid_alone() -> None:
     draw = lambda seed, s: PlanRng(seed)(s).integers(0, 2**32, 4).tolist()  # noqa: E731
     base = draw(1, segment(0, (1, 2, 2)))
     assert base == draw(1, segment(0, (1, 2, 2), image=5))
-    others = [draw(2, segment(0, (1, 2, 2))), draw(1, segment(1, (1, 2, 2))), draw(1, segment(0, (1, 1, 4)))]
+    others = [
+        draw(2, segment(0, (1, 2, 2))),
+        draw(1, segment(1, (1, 2, 2))),
+        draw(1, segment(0, (1, 1, 4))),
+    ]
     assert all(o != base for o in others)

@@ -1,4 +1,5 @@
-"""Write the support matrix that `foveate list --families` and docs/matrix.md show: what was seen of each family, here, now.
+"""Write the support matrix that `foveate list --families` and docs/matrix.md show: what was seen of
+each family, here, now.
 
     python -m tests.engine.make_matrix [--check]
 
@@ -31,7 +32,9 @@ FACTS = {
     "keys": Need("keys", -2),
 }
 WINDOW = "a sliding window shorter than the prompt counts kept tokens, as published methods do"
-RECURRENT = "recurrent layers: no mask can imitate a dropped token, so a batch is held to single runs"
+RECURRENT = (
+    "recurrent layers: no mask can imitate a dropped token, so a batch is held to single runs"
+)
 
 
 def facts_of(name: str) -> list[str]:
@@ -60,7 +63,11 @@ def row(name: str) -> dict[str, Any]:
     except FoveateError as error:
         return {**entry, "encode": "refused", "reason": str(error)}
     if result.worst > EXACT:
-        return {**entry, "encode": "refused", "reason": f"differs from its reference by {result.worst:.1e}"}
+        return {
+            **entry,
+            "encode": "refused",
+            "reason": f"differs from its reference by {result.worst:.1e}",
+        }
     bites = [c.bite for c in result.cells if c.bite is not None]
     reason = ""
     if result.status != "exact":
@@ -93,8 +100,11 @@ def main() -> int:
     lost = []
     if args.check:
         before = json.loads(TARGET.read_text())["families"]
-        lost = [n for n, f in before.items() if f["encode"] == "exact"
-                and families.get(n, {}).get("encode") != "exact"]
+        lost = [
+            n
+            for n, f in before.items()
+            if f["encode"] == "exact" and families.get(n, {}).get("encode") != "exact"
+        ]
     else:
         TARGET.write_text(json.dumps(data, indent=1) + "\n")
     for name in lost:

@@ -1,4 +1,6 @@
-"""The engine matrix: family x batch shape x kind of method, each cell against a masked full-length reference."""
+"""The engine matrix: family x batch shape x kind of method, each cell against a masked full-length
+reference.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ STEPS = 3
 
 @dataclass
 class Cell:
-    """One comparison: `diff` and `bite` relative to the largest logit; bite None where no reference exists."""
+    """One comparison: `diff` and `bite` relative to the largest logit; bite None where no reference
+    exists.
+    """
 
     shape: str
     kind: str
@@ -32,7 +36,9 @@ class Cell:
 
 @dataclass
 class FamilyResult:
-    """What was seen of one family. `reference`: masked full-length, or batch against single for hybrids."""
+    """What was seen of one family. `reference`: masked full-length, or batch against single for
+    hybrids.
+    """
 
     name: str
     reference: str
@@ -55,7 +61,9 @@ def plan_of(kind: str, keep: str = "1/2", positions: str = "auto") -> Plan:
 
 
 def logits(model: Any, short: Compressed) -> torch.Tensor:
-    """Prefill logits (B, S', V) of a compressed call; encoder outputs are rebuilt since forward edits them."""
+    """Prefill logits (B, S', V) of a compressed call; encoder outputs are rebuilt since forward
+    edits them.
+    """
     call = {**short.kwargs, "mm_encoder_outputs": short.expand(None, 1)}
     return model(**call, use_cache=False).logits
 
@@ -118,7 +126,9 @@ def shifted(model: Any, short: Compressed) -> torch.Tensor:
 
 @torch.no_grad()
 def check_family(name: str, kinds: tuple[str, ...] = ("pick", "merge", "adaptive")) -> FamilyResult:
-    """Every cell of one family: batch 1, 2 x 1 ragged on both padding sides, two pictures in one row."""
+    """Every cell of one family: batch 1, 2 x 1 ragged on both padding sides, two pictures in one
+    row.
+    """
     model = tiny.make_model(name)
     adapter = adapter_for(model)
     windows = name.endswith("_w16")
@@ -143,7 +153,11 @@ def check_family(name: str, kinds: tuple[str, ...] = ("pick", "merge", "adaptive
             alone.append(got)
             if masked:
                 want = reference_row(model, adapter, row, mm, short, 0)
-                bite = relative(real_rows(short, shifted(model, short), 1)[0], want) if i == 0 else None
+                bite = (
+                    relative(real_rows(short, shifted(model, short), 1)[0], want)
+                    if i == 0
+                    else None
+                )
                 result.cells.append(Cell(f"single {i}", kind, relative(got, want), bite))
         both = tiny.join_images(name, medias)
         for side in ("left", "right"):
@@ -173,15 +187,26 @@ def check_family(name: str, kinds: tuple[str, ...] = ("pick", "merge", "adaptive
 
 
 def decode_diff(
-    model: Any, adapter: AutoAdapter, row: dict[str, Any], mm: dict[str, Any], plan: Plan, masked: bool
+    model: Any,
+    adapter: AutoAdapter,
+    row: dict[str, Any],
+    mm: dict[str, Any],
+    plan: Plan,
+    masked: bool,
 ) -> float | None:
-    """Greedy steps with a cache against a cache-free forward over the shortened prompt plus the new tokens."""
+    """Greedy steps with a cache against a cache-free forward over the shortened prompt plus the new
+    tokens.
+    """
     short = compress(adapter, plan, {**row, **mm})
     avoid = [t for t in (adapter.token_id("image"), adapter.token_id("video")) if t is not None]
     out = model.generate(
         **{**short.kwargs, "mm_encoder_outputs": short.expand(None, 1)},
-        max_new_tokens=STEPS, min_new_tokens=STEPS, do_sample=False, suppress_tokens=avoid,
-        return_dict_in_generate=True, output_logits=True,
+        max_new_tokens=STEPS,
+        min_new_tokens=STEPS,
+        do_sample=False,
+        suppress_tokens=avoid,
+        return_dict_in_generate=True,
+        output_logits=True,
     )
     if not masked:
         return None

@@ -31,7 +31,9 @@ class CornerPick(TokenMethod):
 
 @dataclass(frozen=True)
 class CornerMerge(TokenMethod):
-    """Splits the tokens into k runs and averages each with unequal weights; the anchor is the run's last token."""
+    """Splits the tokens into k runs and averages each with unequal weights; the anchor is the run's
+    last token.
+    """
 
     name: ClassVar[str] = "corner-merge"
     summary: ClassVar[str] = "test: merge runs"
@@ -44,7 +46,9 @@ class CornerMerge(TokenMethod):
                 continue
             runs = np.array_split(np.arange(s.n), k)
             rows = np.concatenate([np.full(len(r), i) for i, r in enumerate(runs)])
-            weights = np.concatenate([np.arange(1, len(r) + 1) / np.arange(1, len(r) + 1).sum() for r in runs])
+            weights = np.concatenate(
+                [np.arange(1, len(r) + 1) / np.arange(1, len(r) + 1).sum() for r in runs]
+            )
             out.append(Reduction.of([r[-1] for r in runs], rows, np.arange(s.n), weights, s.n))
         return out
 

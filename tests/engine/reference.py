@@ -1,4 +1,6 @@
-"""Independent references: a full-length forward in which dropped columns are hidden from every layer."""
+"""Independent references: a full-length forward in which dropped columns are hidden from every
+layer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ def decoder_layers(model: Any) -> Any:
 
 @contextlib.contextmanager
 def hidden_columns(model: Any, columns: np.ndarray) -> Iterator[None]:
-    """While open, no query of any decoder layer sees these key columns (full-length, cache-free forward)."""
+    """While open, no query of any decoder layer sees these key columns (full-length, cache-free
+    forward).
+    """
 
     def hook(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
@@ -50,7 +54,9 @@ def hidden_columns(model: Any, columns: np.ndarray) -> Iterator[None]:
 
 @contextlib.contextmanager
 def features_replaced(model: Any, modality: str, edit: Callable[[Any], None]) -> Iterator[None]:
-    """While open, get_<modality>_features returns features changed by `edit`; all after it is the model's own."""
+    """While open, get_<modality>_features returns features changed by `edit`; all after it is the
+    model's own.
+    """
     base, name = model.base_model, f"get_{modality}_features"
     original = getattr(base, name)
 

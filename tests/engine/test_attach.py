@@ -24,7 +24,9 @@ def call(name: str, model: Any, rows: int = 1) -> dict[str, Any]:
     """Inputs as a processor would give them: rows of unequal length, one picture each."""
     parts = tiny.split_images(name, tiny.image_inputs(name))
     parts = [parts[i % len(parts)] for i in range(rows)]
-    prompts = [tiny.prompt(name, model, mm, lead=4 + i, tail=6 - i, seed=i) for i, mm in enumerate(parts)]
+    prompts = [
+        tiny.prompt(name, model, mm, lead=4 + i, tail=6 - i, seed=i) for i, mm in enumerate(parts)
+    ]
     return {**tiny.pad_batch(prompts, "left"), **tiny.join_images(name, parts)}
 
 
@@ -37,12 +39,17 @@ def snapshot(model: Any) -> dict[str, Any]:
     return {
         "dicts": {n: sorted(vars(m)) for n, m in model.named_modules()},
         "hooks": {
-            n: [len(getattr(m, h)) for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")]
+            n: [
+                len(getattr(m, h))
+                for h in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+            ]
             for n, m in model.named_modules()
         },
         "config": model.config.to_json_string(use_diff=False),
         "attention": {
-            n: m.config._attn_implementation for n, m in model.named_modules() if hasattr(m, "config")
+            n: m.config._attn_implementation
+            for n, m in model.named_modules()
+            if hasattr(m, "config")
         },
         "state": {k: (v.data_ptr(), v._version) for k, v in model.state_dict().items()},
         "rope": getattr(model.base_model, "rope_deltas", None),
@@ -99,16 +106,21 @@ def test_leaving_restores_everything(family: str, how: str) -> None:
     assert snapshot(model) == before
 
 
-@pytest.mark.parametrize("options", [
-    {"num_beams": 2},
-    {"num_beams": 3, "num_return_sequences": 2},
-    {"do_sample": True, "num_return_sequences": 2, "top_k": 1},
-])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_beams": 2},
+        {"num_beams": 3, "num_return_sequences": 2},
+        {"do_sample": True, "num_return_sequences": 2, "top_k": 1},
+    ],
+)
 def test_beams_and_several_sequences_equal_row_by_row(family: str, options: dict[str, Any]) -> None:
     model = tiny.make_model(family)
     settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False, **options}
     parts = tiny.split_images(family, tiny.image_inputs(family))[:2]
-    rows = [tiny.prompt(family, model, mm, lead=4 + i, tail=6 - i, seed=i) for i, mm in enumerate(parts)]
+    rows = [
+        tiny.prompt(family, model, mm, lead=4 + i, tail=6 - i, seed=i) for i, mm in enumerate(parts)
+    ]
     each = settings.get("num_return_sequences", 1)
     with attach(model, "uniform:keep=1/2"):
         alone = [
@@ -171,7 +183,9 @@ def test_gradients_reach_the_model_through_forward() -> None:
     inputs = call("llava", model)
     with attach(model, "uniform:keep=1/2"):
         model(**fresh(inputs), labels=inputs["input_ids"].clone()).loss.backward()
-    tower = [p.grad for n, p in model.named_parameters() if "vision_tower" in n and p.grad is not None]
+    tower = [
+        p.grad for n, p in model.named_parameters() if "vision_tower" in n and p.grad is not None
+    ]
     assert any(float(g.abs().max()) > 0 for g in tower)
 
 
@@ -200,7 +214,9 @@ def test_refusals_come_before_compute() -> None:
     with pytest.raises(InputError, match="no transformers model"):
         with attach(torch.nn.Linear(2, 2), "uniform:keep=1/2"):
             pass
-    text_only = __import__("transformers").AutoModelForCausalLM.from_config(model.config.text_config)
+    text_only = __import__("transformers").AutoModelForCausalLM.from_config(
+        model.config.text_config
+    )
     with pytest.raises(UnsupportedError, match="no vision-language model"):
         with attach(text_only, "uniform:keep=1/2"):
             pass
@@ -224,3 +240,12 @@ def test_a_method_that_needs_encoder_attention_is_refused_where_there_is_none() 
 def test_adapter_names_the_class_that_cannot_be_driven() -> None:
     with pytest.raises(InputError):
         adapter_for(object())
+
+
+def test_sequences_of_several_rows_begin_with_their_own_prompt() -> None:
+    model = tiny.make_model("llava")
+    inputs = call("llava", model, rows=2)
+    with attach(model, "uniform:keep=1/2"):
+        out = model.generate(**fresh(inputs), **GREEDY, num_beams=2, num_return_sequences=2)
+    n = inputs["input_ids"].shape[1]
+    assert torch.equal(out[:, :n], inputs["input_ids"].repeat_interleave(2, 0))

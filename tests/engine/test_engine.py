@@ -1,4 +1,6 @@
-"""The engine end to end on real processors and tiny models from local folders: both doors, ragged batches, bad requests."""
+"""The engine end to end on real processors and tiny models from local folders: both doors, ragged
+batches, bad requests.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ def three() -> list[Request]:
 
 
 @pytest.mark.claim("F7")
-@pytest.mark.parametrize("plan", ["none", "divprune:keep=1/2", "visionzip:keep=1/2", "pool:keep=1/2"])
-def test_both_doors_give_equal_tokens_alone_and_in_a_ragged_batch(engine: Engine, plan: str) -> None:
+@pytest.mark.parametrize(
+    "plan", ["none", "divprune:keep=1/2", "visionzip:keep=1/2", "pool:keep=1/2"]
+)
+def test_both_doors_give_equal_tokens_alone_and_in_a_ragged_batch(
+    engine: Engine, plan: str
+) -> None:
     requests = three()
     together = engine.generate(requests, plan, max_new_tokens=8, **NO_MARKS)
     for request, answer in zip(requests, together, strict=True):
@@ -59,7 +65,10 @@ def test_both_doors_give_equal_tokens_alone_and_in_a_ragged_batch(engine: Engine
 
 
 def test_the_report_adds_up(engine: Engine) -> None:
-    full, kept = (engine.generate(three(), p, max_new_tokens=3, **NO_MARKS)[1] for p in (None, "uniform:keep=1/4"))
+    full, kept = (
+        engine.generate(three(), p, max_new_tokens=3, **NO_MARKS)[1]
+        for p in (None, "uniform:keep=1/4")
+    )
     a, b = full.report, kept.report
     assert a is not None and b is not None
     assert a.identity and not b.identity
@@ -125,7 +134,9 @@ def test_refusals() -> None:
         Engine.from_pretrained("x", dtype="floot32")
 
 
-@pytest.mark.parametrize("damage", ["pickle", "truncated", "no config", "bad config", "text only", "file"])
+@pytest.mark.parametrize(
+    "damage", ["pickle", "truncated", "no config", "bad config", "text only", "file"]
+)
 def test_damaged_model_folders_are_named(tmp_path: Path, damage: str) -> None:
     folder = save_folder("llava", tiny.make_model("llava"), tmp_path)
     weights = folder / "model.safetensors"

@@ -1,4 +1,6 @@
-"""Models as users hold them: LoRA adapters, offload, int8 weights, compiled modules, the pipeline. Each works or refuses."""
+"""Models as users hold them: LoRA adapters, offload, int8 weights, compiled modules, the pipeline.
+Each works or refuses.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def test_a_lora_adapter_takes_part(name: str) -> None:
 
 
 def test_a_model_dispatched_by_accelerate_gives_the_same_tokens(tmp_path: Path) -> None:
-    accelerate = pytest.importorskip("accelerate", reason="the extra package accelerate is not installed")
+    accelerate = pytest.importorskip(
+        "accelerate", reason="the extra package accelerate is not installed"
+    )
     name = "llava"
     model = tiny.make_model(name)
     inputs = inputs_of(name, model)
@@ -60,7 +64,9 @@ def test_a_model_dispatched_by_accelerate_gives_the_same_tokens(tmp_path: Path) 
     assert torch.equal(kept_tokens(hooked, inputs), want)
     with attach(hooked, PLAN):
         pass
-    assert torch.equal(kept_tokens(hooked, inputs), want)  # leaving left accelerate's own forward in place
+    assert torch.equal(
+        kept_tokens(hooked, inputs), want
+    )  # leaving left accelerate's own forward in place
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])

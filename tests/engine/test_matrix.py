@@ -1,4 +1,6 @@
-"""P2 and P3: every family, batch shape and kind of method, against a masked full-length forward; the test must bite."""
+"""P2 and P3: every family, batch shape and kind of method, against a masked full-length forward;
+the test must bite.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ PLAIN = [f for f in tiny.FAMILIES if not f.endswith("_w16")]
 def test_family(name: str, record_property: pytest.RecordProperty) -> None:
     result = check_family(name)
     record_property("figure", f"{name}: {result.status}, {result.worst:.1e}")
-    record_property("bound", f"<= {EXACT} x max abs logit; a position shifted by one gives >= {BITE}")
+    record_property(
+        "bound", f"<= {EXACT} x max abs logit; a position shifted by one gives >= {BITE}"
+    )
     wrong = [(c.shape, c.kind, c.diff) for c in result.cells if not c.diff <= EXACT]
     assert not wrong
     bites = [c.bite for c in result.cells if c.bite is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 from foveate.core import Counts, PlanRng, Question, arrays
 from foveate.core.views import Attention
@@ -13,6 +12,7 @@ from foveate.encode.tokens.cdpruner import CDPrunerCLIP, mean_cosine, to_unit_ra
 from foveate.encode.tokens.evs import EVS
 from foveate.encode.tokens.fastervlm import FasterVLM
 from foveate.encode.tokens.vispruner import VisPruner
+from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 RNG = PlanRng(0)
 

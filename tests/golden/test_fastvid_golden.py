@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.golden.golden_cases import TOLERANCE, Case, cases
 
 from foveate.core import arrays
 from foveate.encode.tokens.fastvid import cut, fast_video, split
+from tests.golden.golden_cases import TOLERANCE, Case, cases
 
 
 @pytest.mark.parametrize("case", cases("fastvid"), ids=str)

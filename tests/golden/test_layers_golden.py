@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.views import Attention
 from foveate.encode.tokens.hiprune import HiPrune
 from foveate.encode.tokens.vscan import VScan, local_scan, merge_into, window_of
+from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 RNG = PlanRng(0)
 

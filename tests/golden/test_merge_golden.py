@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.golden.golden_cases import TOLERANCE, Case, cases
 
 from foveate.core import Reduction, arrays
 from foveate.encode.tokens.aim import merge_rounds
 from foveate.encode.tokens.prumerge import PruMerge, PruMergePlus, fold, outliers
+from tests.golden.golden_cases import TOLERANCE, Case, cases
 
 
 def ordered(x: np.ndarray) -> np.ndarray:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.views import Attention
 from foveate.encode.tokens.visionzip import VisionZip
+from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
 ALL = cases("visionzip")
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.methods.synthetic import as_tensors, question, segment
 
 from foveate.core import Counts, PlanRng, Reduction, Segment, arrays, methods, resolve
 from foveate.core.budget import Budget
 from foveate.core.errors import InputError, NonFiniteError, UnsupportedError
+from tests.methods.synthetic import as_tensors, question, segment
 
 torch = pytest.importorskip("torch")
 

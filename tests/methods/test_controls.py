@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.synthetic import segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.errors import InputError, UnsupportedError
 from foveate.encode.tokens.pool import Pool, pooled_size, windows
 from foveate.encode.tokens.random import Random
 from foveate.encode.tokens.uniform import Uniform, frame_points
+from tests.methods.synthetic import segment
 
 RNG = PlanRng(3)
 

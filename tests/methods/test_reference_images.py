@@ -7,18 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.methods.synthetic import question, segment
 
-from foveate.core import Attention, Counts, PlanRng, Segment, arrays
+from foveate.core import Attention, Counts, Plan, PlanRng, Segment, arrays, methods
 from foveate.encode.tokens.cdpruner import CDPrunerLM
 from foveate.encode.tokens.holov import HoloV, quotas
 from foveate.encode.tokens.idpruner import IDPruner
 from foveate.encode.tokens.mmtok import MMTok
 from foveate.encode.tokens.nuwa import Nuwa
+from foveate.encode.tokens.prumerge import PruMerge, PruMergePlus
 from foveate.encode.tokens.prunesid import PruneSID, groups_of, suppress
 from foveate.encode.tokens.prunesid import quotas as group_quotas
 from foveate.encode.tokens.scope import SCOPE
 from foveate.encode.tokens.visionzip import VisionZip
+from tests.methods.synthetic import as_tensors, question, segment
 
 RNG = PlanRng(0)
 GRIDS = [(1, 5, 6), (1, 8, 8)]
@@ -225,3 +226,50 @@ def test_visionzip_without_cls_stays_in_projected_space() -> None:
         extra = item.features[members].mean(0) if members else 0.0
         expected.append(item.features[i] + extra)
     assert np.allclose(arrays.apply(reduction, item.features), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [PruMerge, PruMergePlus])
+@pytest.mark.parametrize("tower", ["cls", "merger"])
+def test_prumerge_without_a_budget_lets_the_picture_decide(method: type, tower: str) -> None:
+    torch = pytest.importorskip("torch")
+    free, item = method(), segment(method, (1, 12, 12), tower=tower)
+    assert free.counts == "adaptive" and method(keep="1/4").counts == "image"
+    counts = Counts(item.n, (item.n,), False)
+    reduction = free.select([item], counts, None, RNG)[0]
+    view = item.encoder
+    own = view.at[-1].cls if view.at[-1].cls is not None else view.at[-1].received
+    score = np.array([own.astype(float)[view.group == i].mean() for i in range(item.n)])
+    low, high = np.quantile(score, [0.25, 0.75])
+    strong = np.flatnonzero(score > high + 1.5 * (high - low))
+    assert strong.size > 2, "the case shows nothing without outliers"
+    chosen = set(strong.tolist())
+    if method is PruMergePlus:
+        chosen |= set(range(0, item.n - 1, int(item.n / strong.size) // 3))
+    assert reduction.k == len(chosen) + 1 and chosen <= set(reduction.anchor.tolist())
+    assert reduction.space == ("encoder" if tower == "cls" else "projected")
+    again = free.select([as_tensors(item, torch.from_numpy)], counts, None, RNG)[0]
+    assert again.anchor.tolist() == reduction.anchor.tolist()
+    # A flat picture has no outliers: one token and the sum of the rest.
+    flat = segment(method, (1, 6, 6), style="constant", tower=tower)
+    few = free.select([flat], Counts(36, (36,), False), None, RNG)[0]
+    assert 2 <= few.k < 36
+
+
+@pytest.mark.parametrize("name", ["aim", "vscan", "pool", "nuwa", "framefusion", "fastvid"])
+def test_averages_have_weights_that_sum_to_one(name: str) -> None:
+    cls = methods("tokens")[name]
+    item = segment(cls, (4, 4, 5) if name in ("framefusion", "fastvid") else (1, 6, 7))
+    method = cls(keep="1/3")
+    k = method.count(item.grid, item.n // 3)
+    reduction = method.select([item], Counts(k, (k,)), question(), RNG)[0]
+    total = np.bincount(reduction.rows, weights=reduction.weights, minlength=k)
+    assert np.allclose(total, 1.0, atol=1e-5)
+    if name in ("aim", "vscan", "framefusion"):
+        assert sorted(reduction.cols.tolist()) == list(range(item.n)), "a partition of the tokens"
+
+
+def test_a_plan_names_every_method_in_its_text_form() -> None:
+    for name in methods("tokens"):
+        plan = Plan.parse(f"{name}:keep=1/4")
+        assert Plan.parse(str(plan)) == plan
+    assert Plan.parse("prumerge").stage("tokens") == PruMerge()

@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from tests.methods.synthetic import segment
 
 from foveate.core import Counts, PlanRng, arrays
 from foveate.core.budget import largest_remainder
@@ -18,6 +17,7 @@ from foveate.encode.tokens.fastvid import split
 from foveate.encode.tokens.framefusion import FrameFusion
 from foveate.encode.tokens.vcast import VCast
 from foveate.encode.tokens.vidcom2 import VidCom2
+from tests.methods.synthetic import segment
 
 RNG = PlanRng(0)
 

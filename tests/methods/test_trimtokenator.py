@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.methods.synthetic import question, segment
 
 from foveate.core import Counts, PlanRng, Segment
 from foveate.core.errors import InputError
@@ -20,6 +19,7 @@ from foveate.encode.tokens.trimtokenator_lc import (
     fronts,
     pareto_order,
 )
+from tests.methods.synthetic import question, segment
 
 RNG = PlanRng(0)
 

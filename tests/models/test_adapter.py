@@ -1,4 +1,6 @@
-"""What the adapter says of a family, against the model itself: token maps, attention facts, features before the projector."""
+"""What the adapter says of a family, against the model itself: token maps, attention facts,
+features before the projector.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,22 @@ from foveate.models.adapter import adapter_for, block_group
 from foveate.models.encoded import encoder_view, flatten_hidden
 from tests.support import tiny
 
-NEEDS = frozenset({
-    Need("features", -1), Need("saliency", -2), Need("keys", -2), Need("received", -1),
-})
+NEEDS = frozenset(
+    {
+        Need("features", -1),
+        Need("saliency", -2),
+        Need("keys", -2),
+        Need("received", -1),
+    }
+)
 NO_MAP = {"idefics2", "minicpmv4_6", "minicpmv4_7", "molmo2", "got_ocr2", "aria", "gemma3n"}
 TOKENWISE = ("llava", "pixtral", "llava_next", "llava_onevision")
 FAMILIES = [f for f in tiny.FAMILIES if not f.endswith("_w16")]
-# Their tower states are recorded by transformers before a leaf can be put in; `project` is checked instead.
-MAPPED = [f for f in FAMILIES if f not in NO_MAP and f not in (*TOKENWISE, "vipllava", "aya_vision")]
+# Their tower states are recorded by transformers before a leaf can be put in; `project` is checked
+# instead.
+MAPPED = [
+    f for f in FAMILIES if f not in NO_MAP and f not in (*TOKENWISE, "vipllava", "aya_vision")
+]
 
 
 def free(piece: Any) -> list[int]:
@@ -74,7 +84,9 @@ def test_projecting_encoder_features_gives_the_models_own_tokens(name: str) -> N
 @pytest.mark.parametrize("name", ["llava", "llava_onevision", "internvl", "smolvlm", "paligemma"])
 @torch.no_grad()
 def test_attention_facts_equal_eager_attention(name: str) -> None:
-    """received, cls and keys of one layer against the attention matrices that eager attention returns."""
+    """received, cls and keys of one layer against the attention matrices that eager attention
+    returns.
+    """
     model = tiny.make_model(name)
     adapter = adapter_for(model)
     mm = tiny.image_inputs(name)
@@ -101,7 +113,9 @@ def test_attention_facts_equal_eager_attention(name: str) -> None:
 def test_received_attention_of_a_picture_is_a_distribution(name: str) -> None:
     adapter = adapter_for(tiny.make_model(name))
     encoded = adapter.encode(tiny.image_inputs(name), needs=frozenset({Need("received", -1)}))
-    one_pass = [p for p in encoded.pieces if p.source is not None and len(set(p.part.tolist())) == 1]
+    one_pass = [
+        p for p in encoded.pieces if p.source is not None and len(set(p.part.tolist())) == 1
+    ]
     assert one_pass
     for piece in one_pass:
         view = encoder_view(encoded, piece, frozenset({Need("received", -1)}))
@@ -117,9 +131,15 @@ def test_pieces_cover_the_features_in_order_with_their_grid(name: str) -> None:
     adapter = adapter_for(tiny.make_model(name))
     encoded = adapter.encode(tiny.image_inputs(name))
     flat = torch.cat([p.payload for p in encoded.pieces])
-    again = adapter.repack(encoded, [p.payload for p in encoded.pieces], [p.deepstack for p in encoded.pieces])
+    again = adapter.repack(
+        encoded, [p.payload for p in encoded.pieces], [p.deepstack for p in encoded.pieces]
+    )
     container = again.pooler_output if again.pooler_output is not None else again.last_hidden_state
-    back = container.reshape(-1, container.shape[-1]) if torch.is_tensor(container) else torch.cat(container)
+    back = (
+        container.reshape(-1, container.shape[-1])
+        if torch.is_tensor(container)
+        else torch.cat(container)
+    )
     assert torch.equal(back, flat)
     for piece in encoded.pieces:
         t, h, w = piece.grid

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tests.models.tiny_processors import FAMILIES, IMAGE, VIDEO, make_processor, save_folder
-from tests.models.video_cases import CASES, FIXTURES, SAMPLING, Case, clip, picture, summary
 
 from foveate.core.errors import (
     CheckpointError,
@@ -27,6 +25,8 @@ from foveate.models import video_preprocess as vp
 from foveate.models.compat_processors import NoFrames
 from foveate.models.processors import build_processor, check_question, placeholders, video_inputs
 from foveate.models.video import Video
+from tests.models.tiny_processors import FAMILIES, IMAGE, VIDEO, make_processor, save_folder
+from tests.models.video_cases import CASES, FIXTURES, SAMPLING, Case, clip, picture, summary
 
 STORED = dict(np.load(FIXTURES / "video_fixtures.npz"))
 VIDEO_FAMILIES = [f for f in FAMILIES if f"video/{f}/input_ids" in STORED]

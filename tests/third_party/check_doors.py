@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +69,7 @@ def main() -> None:
         raise SystemExit(f"{METHOD} is not registered: is its wheel installed?")
     import foveate
 
-    print(f"foveate {version('foveate')} from {Path(foveate.__file__).parent}")
+    print(f"foveate {foveate.__version__} from {Path(foveate.__file__).parent}")
     for family in FAMILIES:
         with tempfile.TemporaryDirectory() as folder:
             doors = kept_by_doors(family, Path(folder))

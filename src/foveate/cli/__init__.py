@@ -1,4 +1,4 @@
-"""The command line: `foveate run | list | explain | doctor | demo`. One file a verb; torch is imported late."""
+"""The command line: `foveate run | list | explain | doctor | demo`. Torch is imported late."""
 
 from __future__ import annotations
 

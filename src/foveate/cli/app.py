@@ -11,8 +11,12 @@ import typer
 from typer.core import TyperGroup
 
 from foveate import __version__
-from foveate.cli import console, demo, doctor, explain, run
-from foveate.cli import list as listing
+from foveate.cli import console
+from foveate.cli.demo import demo
+from foveate.cli.doctor import doctor
+from foveate.cli.explain import explain
+from foveate.cli.list import show
+from foveate.cli.run import run
 from foveate.core.errors import FoveateError
 
 USAGE, INTERNAL, INTERRUPTED = 2, 1, 130
@@ -97,8 +101,8 @@ def options(
     """Options of every command."""
 
 
-app.command("run")(run.run)
-app.command("list")(listing.show)
-app.command("explain")(explain.explain)
-app.command("doctor")(doctor.doctor)
-app.command("demo")(demo.demo)
+app.command("run")(run)
+app.command("list")(show)
+app.command("explain")(explain)
+app.command("doctor")(doctor)
+app.command("demo")(demo)

@@ -77,12 +77,16 @@ def counted(text: str, total: int) -> Iterator[Callable[[int], None]]:
         with working(text):
             yield lambda _: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bar = Progress(
-        *columns, TimeRemainingColumn(), console=terminal(stderr=True), transient=True
-    )
+    bar = Progress(*columns, TimeRemainingColumn(), console=terminal(stderr=True), transient=True)
     with bar:
         task = bar.add_task(text, total=total)
         yield lambda done: bar.advance(task, done)

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 Model = Annotated[
     str | None,
-    typer.Option(help="A model's folder or hub id.  [default: the bundled lab-nano]", show_default=False),
+    typer.Option(
+        help="A model's folder or hub id.  [default: the bundled lab-nano]", show_default=False
+    ),
 ]
-Dtype = Annotated[
-    str, typer.Option(help="float32, float16, bfloat16, or auto (float32 on a CPU).")
-]
+Dtype = Annotated[str, typer.Option(help="float32, float16, bfloat16, or auto (float32 on a CPU).")]
 DeviceMap = Annotated[
     str | None, typer.Option(help="Where layers go, as accelerate takes it: auto, cpu, cuda:0.")
 ]
@@ -53,7 +53,9 @@ class Loading:
 def open_engine(loading: Loading) -> Engine:
     """The engine of a model; the bundled one by default. MissingExtraError without torch or transformers."""
     if loading.model is not None and not loading.model.strip():
-        raise InputError("--model is empty; give a folder or a hub id, or leave it out for lab-nano")
+        raise InputError(
+            "--model is empty; give a folder or a hub id, or leave it out for lab-nano"
+        )
     try:
         with working("starting torch and transformers"):
             from foveate.engine.engine import Engine

@@ -11,9 +11,6 @@ from urllib.parse import urlsplit
 from foveate.core.errors import InputError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts")
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".avif"),
-)
 _SCHEME = re.compile(r"^([a-z][a-z0-9+.\-]*):(?://|(?=.*;base64,))", re.IGNORECASE)
 
 
@@ -72,8 +69,12 @@ def _address(source: str, scheme: str, allow_url: bool) -> Item:
 
 
 def _folder(path: Path) -> list[Item]:
+    from foveate.models.media import IMAGE_SUFFIXES
+
     found = [
-        p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
+        p
+        for p in path.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")
     ]
     if not found:
         raise InputError(f"folder {path} holds no pictures ({', '.join(IMAGE_SUFFIXES)})")

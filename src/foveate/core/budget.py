@@ -1,4 +1,6 @@
-"""How many visual tokens are kept: one budget, resolved once, with exact fractions. Methods never round."""
+"""How many visual tokens are kept: one budget, resolved once, with exact fractions. Methods never
+round.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ Size = int | Fraction
 
 @dataclass(frozen=True)
 class Budget:
-    """What may be kept: a ratio of every image, a count an image, or a count a request. Exactly one is set."""
+    """What may be kept: a ratio of every image, a count an image, or a count a request. Exactly one
+    is set.
+    """
 
     keep: Fraction | None = None
     per_image: int | None = None
@@ -110,9 +114,11 @@ def image_count(budget: Budget, n: int) -> int:
 
 
 def resolve(budget: Budget, sizes: Sequence[Sequence[int]], *, exact: bool = True) -> Counts:
-    """Counts of one request. `sizes[i]` holds the tokens of image i's segments, fixed tokens left out.
+    """Counts of one request. `sizes[i]` holds the tokens of image i's segments, fixed tokens left
+    out.
 
-    An image keeps at least one token (if it has any); a segment may keep none. Over the segments of an
+    An image keeps at least one token (if it has any); a segment may keep none. Over the segments of
+    an
     image, and over images for `per_request`, the split is by largest remainder.
     """
     totals = [sum(s) for s in sizes]

@@ -1,4 +1,6 @@
-"""The typed errors of Foveate. Each says what was wrong and what to do; each maps to one exit code of the CLI."""
+"""The typed errors of Foveate. Each says what was wrong and what to do; each maps to one exit code
+of the CLI.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ class InputError(FoveateError, ValueError):
 
 
 class MediaError(InputError):
-    """A picture or video cannot be read, is empty, too large or of a kind that is not accepted (exit 2)."""
+    """A picture or video cannot be read, is empty, too large or of a kind that is not accepted
+    (exit 2).
+    """
 
 
 class PlanError(FoveateError, ValueError):
@@ -41,11 +45,14 @@ class NonFiniteError(InputError):
 
 
 class CheckpointError(InputError):
-    """A model folder is missing, truncated, in pickle format or no vision-language model (exit 2)."""
+    """A model folder is missing, truncated, in pickle format or no vision-language model (exit 2).
+    """
 
 
 class UnsupportedError(FoveateError):
-    """This model, family, host or machine cannot do what the plan asks; the text says what to do (exit 5)."""
+    """This model, family, host or machine cannot do what the plan asks; the text says what to do
+    (exit 5).
+    """
 
     exit_code = 5
 
@@ -58,7 +65,9 @@ class MissingExtraError(UnsupportedError, ImportError):
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """A half sentence with the nearest known names, for error texts: "did you mean …?" or the whole list."""
+    """A half sentence with the nearest known names, for error texts: "did you mean …?" or the whole
+    list.
+    """
     known = sorted(names)
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:

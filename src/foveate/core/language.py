@@ -1,6 +1,8 @@
-"""Contracts of the stages inside the language model: prefill routes, cache policies and codecs, drafters and verifiers.
+"""Contracts of the stages inside the language model: prefill routes, cache policies and codecs,
+drafters and verifiers.
 
-No built-in method of these stages is shipped yet; the types are fixed here so that plans, registry and
+No built-in method of these stages is shipped yet; the types are fixed here so that plans, registry
+and
 third parties can speak of them. The engine refuses a plan with such a stage with a typed error.
 """
 
@@ -38,7 +40,9 @@ class LayerView(Protocol):
     guidance: Array | None
 
     def rows(self, query_index: Array, source: str) -> Array:
-        """Attention rows (H, r, S) of this layer's ("next") or the previous layer's queries, float32."""
+        """Attention rows (H, r, S) of this layer's ("next") or the previous layer's queries,
+        float32.
+        """
 
     def left_multiply(self, s: Array) -> Array:
         """s (H, S) times the attention matrix, in blocks."""
@@ -84,7 +88,9 @@ class KVBudget:
     def __post_init__(self) -> None:
         given = [f for f in ("keep", "entries", "bytes") if getattr(self, f) is not None]
         if len(given) != 1:
-            raise SettingError(f"a KV budget sets exactly one of keep, entries, bytes; got {given or 'none'}")
+            raise SettingError(
+                f"a KV budget sets exactly one of keep, entries, bytes; got {given or 'none'}"
+            )
         if self.keep is not None and not 0 < self.keep <= 1:
             raise SettingError(f"keep = {self.keep} is out of range: 0 < keep <= 1")
         for name in ("entries", "bytes"):
@@ -94,7 +100,8 @@ class KVBudget:
 
 
 class KVView(Protocol):
-    """One layer's cache: per KV head keys and values (n_h, d), position, modality, segment (n_h,)."""
+    """One layer's cache: per KV head keys and values (n_h, d), position, modality, segment (n_h,).
+    """
 
     keys: list[Array]
     values: list[Array]
@@ -110,7 +117,8 @@ class KVView(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Evicts or merges cache entries. when: prefill_end, overflow or step; scope: layer or model."""
+    """Evicts or merges cache entries. when: prefill_end, overflow or step; scope: layer or model.
+    """
 
     when: str
     scope: str

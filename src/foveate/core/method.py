@@ -1,4 +1,6 @@
-"""The contracts of methods: frozen, validated settings and one call each. The engine owns everything else."""
+"""The contracts of methods: frozen, validated settings and one call each. The engine owns
+everything else.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import numpy as np
 
 from foveate.core.budget import Budget, Counts
 from foveate.core.errors import SettingError, nearest
-from foveate.core.views import BlockView, Grid, Need, PixelPlan, Pixels, Question, Reduction, Segment
+from foveate.core.views import (
+    BlockView,
+    Grid,
+    Need,
+    PixelPlan,
+    Pixels,
+    Question,
+    Reduction,
+    Segment,
+)
 
 Stage = Literal["pixels", "tower", "tokens", "prefill", "memory", "decode"]
 STAGES: tuple[Stage, ...] = ("pixels", "tower", "tokens", "prefill", "memory", "decode")
@@ -23,7 +34,9 @@ Rng = Callable[[Segment], np.random.Generator]
 
 @dataclass(frozen=True)
 class Paper:
-    """Where a method comes from. `code_licence` is that of the authors' code ("none" if it has none)."""
+    """Where a method comes from. `code_licence` is that of the authors' code ("none" if it has
+    none).
+    """
 
     title: str
     authors: str
@@ -51,7 +64,9 @@ def describe_range(meta: Mapping[str, Any]) -> str:
     low, high = meta.get("low"), meta.get("high")
     if low is not None and high is not None:
         return f"{low} to {high}"
-    return f"at least {low}" if low is not None else f"at most {high}" if high is not None else "any"
+    return (
+        f"at least {low}" if low is not None else f"at most {high}" if high is not None else "any"
+    )
 
 
 def _plain_types(hint: Any) -> list[type]:
@@ -96,7 +111,8 @@ class Method:
     """Base of every method: a frozen dataclass whose fields are its settings.
 
     Subclasses set the class attributes and register with `foveate.core.registry.register`.
-    `counts`: "image" (kept tokens follow from grid and budget alone), "request" (only the sum over the
+    `counts`: "image" (kept tokens follow from grid and budget alone), "request" (only the sum over
+    the
     request does) or "adaptive" (neither).
     """
 
@@ -145,7 +161,8 @@ class Method:
         return out
 
     def count(self, grid: Grid, k: int) -> int:
-        """Tokens kept of an image of this grid when the budget says k; a method may state a floor."""
+        """Tokens kept of an image of this grid when the budget says k; a method may state a floor.
+        """
         return k
 
     def modules(self, facts: Any) -> Any | None:
@@ -157,7 +174,9 @@ class Method:
 class Budgeted(Method):
     """A method with a budget: exactly one of keep, per_image, per_request."""
 
-    keep: Fraction | None = setting(None, "share of each image's visual tokens that is kept, 0 < keep <= 1")
+    keep: Fraction | None = setting(
+        None, "share of each image's visual tokens that is kept, 0 < keep <= 1"
+    )
     per_image: int | None = setting(None, "visual tokens kept of each image", low=1)
     per_request: int | None = setting(None, "visual tokens kept of all images together", low=1)
 
@@ -178,27 +197,36 @@ class PixelMethod(Method):
     """Decides what is looked at: resolution, tiles, patches, frames."""
 
     stage: ClassVar[Stage] = "pixels"
-    # What its plans set; the engine refuses a family that cannot follow before anything is computed.
+    # What its plans set; the engine refuses a family that cannot follow before anything is
+    # computed.
     acts: ClassVar[Literal["size", "tiles", "frames", "patches"]] = "size"
 
-    def reduce(self, pixels: list[Pixels], rng: Callable[[Pixels], np.random.Generator]) -> list[PixelPlan]:
+    def reduce(
+        self, pixels: list[Pixels], rng: Callable[[Pixels], np.random.Generator]
+    ) -> list[PixelPlan]:
         """One plan for each picture or video of a request."""
         raise NotImplementedError(f"{type(self).__name__} must define reduce()")
 
 
 @dataclass(frozen=True)
 class TowerMethod(Method):
-    """Merges tokens inside the vision encoder. `proportional`: attention adds log(size) to its logits."""
+    """Merges tokens inside the vision encoder. `proportional`: attention adds log(size) to its
+    logits.
+    """
 
     stage: ClassVar[Stage] = "tower"
     proportional: ClassVar[bool] = True
 
     def reads(self, layer: int, layers: int) -> frozenset[str]:
-        """What block() wants to see before block `layer`: of "keys", "saliency"; empty = it is not asked."""
+        """What block() wants to see before block `layer`: of "keys", "saliency"; empty = it is not
+        asked.
+        """
         return frozenset({"keys"})
 
     def block(self, layer: int, layers: int, view: BlockView) -> Reduction | None:
-        """A partition of the m tokens present at this block, or None to leave them; the engine composes."""
+        """A partition of the m tokens present at this block, or None to leave them; the engine
+        composes.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define block()")
 
 
@@ -215,5 +243,7 @@ class TokenMethod(Budgeted):
         question: Question | None,
         rng: Rng,
     ) -> list[Reduction]:
-        """One Reduction for each segment of one request; `counts.per_segment` is aligned with `segments`."""
+        """One Reduction for each segment of one request; `counts.per_segment` is aligned with
+        `segments`.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define select()")

@@ -1,4 +1,5 @@
-"""A plan: at most one method a stage, and how positions, seed and question turn are taken. Text, TOML, JSON, stable hash.
+"""A plan: at most one method a stage, and how positions, seed and question turn are taken. Text,
+TOML, JSON, stable hash.
 
 Text form: `downscale:side=336+visionzip:keep=1/4;positions=retain;seed=7`.
 """
@@ -27,7 +28,8 @@ _OPTIONS = ("positions", "seed", "question_turn")
 class Plan:
     """The composition of methods that a run uses.
 
-    positions: "auto" resolves to retain for M-RoPE and to renumber for 1-D models; question_turn: which
+    positions: "auto" resolves to retain for M-RoPE and to renumber for 1-D models; question_turn:
+    which
     turn of a conversation a text-conditioned method reads (-1 the last).
     """
 
@@ -72,7 +74,8 @@ class Plan:
     # --- text -----------------------------------------------------------------------------------
     @staticmethod
     def parse(text: str | Plan | Mapping[str, Any] | None) -> Plan:
-        """A plan from its text form; "" or "none" is the identity. Plans and mappings pass through."""
+        """A plan from its text form; "" or "none" is the identity. Plans and mappings pass through.
+        """
         if text is None:
             return Plan()
         if isinstance(text, Plan):
@@ -102,7 +105,10 @@ class Plan:
 
     # --- mappings: TOML and JSON ----------------------------------------------------------------
     def to_dict(self) -> dict[str, Any]:
-        steps = [{"method": m.name, **{k: _plain(v) for k, v in m.settings.items()}} for m in self.methods]
+        steps = [
+            {"method": m.name, **{k: _plain(v) for k, v in m.settings.items()}}
+            for m in self.methods
+        ]
         return {"methods": steps, **self._options()}
 
     @staticmethod
@@ -161,7 +167,9 @@ class Plan:
 
     @property
     def hash(self) -> str:
-        """16 hex digits over every setting, defaults included: equal runs, equal hash, on any machine."""
+        """16 hex digits over every setting, defaults included: equal runs, equal hash, on any
+        machine.
+        """
         steps = [
             {"method": m.name, **{f.name: _plain(getattr(m, f.name)) for f in fields(m)}}
             for m in self.methods

@@ -1,4 +1,6 @@
-"""Names to methods. Built-ins are found by scanning their packages, third parties by the entry point `foveate.methods`."""
+"""Names to methods. Built-ins are found by scanning their packages, third parties by the entry
+point `foveate.methods`.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def _load() -> None:
         try:
             register(point.load())
         except Exception as error:
-            # One broken plug-in must not take the others down; naming it later raises, `doctor` shows it.
+            # One broken plug-in must not take the others down; naming it later raises, `doctor`
+            # shows it.
             _broken[point.name] = f"{type(error).__name__}: {error}"
             _log.warning("third-party method %s could not be loaded: %s", point.name, error)
 
@@ -94,7 +97,9 @@ def get(name: str) -> type[Method]:
     if name in _methods:
         return _methods[name]
     if name in _broken:
-        raise UnknownMethodError(f"method {name!r} is installed but failed to load: {_broken[name]}")
+        raise UnknownMethodError(
+            f"method {name!r} is installed but failed to load: {_broken[name]}"
+        )
     raise UnknownMethodError(f"unknown method {name!r}; {nearest(name, _methods)}")
 
 

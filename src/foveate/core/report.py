@@ -1,4 +1,6 @@
-"""What one request cost: tokens, bytes and milliseconds by stage. A figure that was not measured is None, never zero."""
+"""What one request cost: tokens, bytes and milliseconds by stage. A figure that was not measured is
+None, never zero.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Randomness that depends on the plan's seed and the segment alone, never on batch order or the array library."""
+"""Randomness that depends on the plan's seed and the segment alone, never on batch order or the
+array library.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,9 @@ from foveate.core.views import Pixels, Segment
 
 
 class PlanRng:
-    """Makes one Philox generator for each segment: equal segments of equal plans draw equal numbers."""
+    """Makes one Philox generator for each segment: equal segments of equal plans draw equal
+    numbers.
+    """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,4 +1,6 @@
-"""How many visual tokens each language-model layer keeps: one nested, non-increasing list for a whole run."""
+"""How many visual tokens each language-model layer keeps: one nested, non-increasing list for a
+whole run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Schedule:
         keep = [Fraction(1)] * layers
         for layer, ratio in sorted(at):
             if not 0 <= layer < layers:
-                raise SettingError(f"schedule: layer {layer} is outside the model's 0 to {layers - 1}")
+                raise SettingError(
+                    f"schedule: layer {layer} is outside the model's 0 to {layers - 1}"
+                )
             keep[layer:] = [ratio] * (layers - layer)
         return Schedule(tuple(keep))
 

@@ -1,4 +1,6 @@
-"""What a method sees and what it answers: segments, encoder views, questions, reductions. Arrays are numpy or torch."""
+"""What a method sees and what it answers: segments, encoder views, questions, reductions. Arrays
+are numpy or torch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ Space = Literal["projected", "encoder", "hidden", "cache"]
 
 @dataclass(frozen=True)
 class Need:
-    """What a method asks the engine for. `layer` counts encoder blocks, negative from the end (-1 the last).
+    """What a method asks the engine for. `layer` counts encoder blocks, negative from the end (-1
+    the last).
 
     `what`: "features" (encoder output before the projector), "cls" (attention of the CLS query),
     "received" (mean attention a token gets), "saliency" (cls where the tower has a CLS token, else
@@ -35,7 +38,8 @@ class Need:
 class Attention:
     """One encoder layer's attention facts, float32, over the m patch tokens of a segment.
 
-    cls (m,) or (H, m) if asked per head; received (m,) or (H, m); keys (m, H, a); query (s, H, a) of
+    cls (m,) or (H, m) if asked per head; received (m,) or (H, m); keys (m, H, a); query (s, H, a)
+    of
     the special tokens. Keys and queries are those the layer's attention uses.
     """
 
@@ -58,7 +62,8 @@ class Attention:
 class EncoderView:
     """The vision encoder's own tokens of a segment.
 
-    features (m, c) at the layer the projector reads; special (s, c) such as the CLS token of each tile;
+    features (m, c) at the layer the projector reads; special (s, c) such as the CLS token of each
+    tile;
     group (m,): encoder token -> projected token, -1 where none; part (m,): encoder pass (tile);
     at: layer -> Attention. `tokenwise`: the projector maps each token alone, so a method may answer
     in encoder space (then group is a permutation).
@@ -75,9 +80,11 @@ class EncoderView:
 
 @dataclass(frozen=True)
 class Segment:
-    """The visual tokens of one image, tile, thumbnail or video; features (n, d) after the projector.
+    """The visual tokens of one image, tile, thumbnail or video; features (n, d) after the
+    projector.
 
-    fixed (n,) marks tokens that carry layout (newlines): the engine strips them before a method sees
+    fixed (n,) marks tokens that carry layout (newlines): the engine strips them before a method
+    sees
     the segment. For a video `time_s` (t,) holds the time stamp of each temporal grid row.
     """
 
@@ -97,7 +104,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Question:
-    """One turn's words without template: ids (q,), embeddings (q, d); clip (e,) if the user supplied a tower."""
+    """One turn's words without template: ids (q,), embeddings (q, d); clip (e,) if the user
+    supplied a tower.
+    """
 
     turn: int
     ids: Array
@@ -107,11 +116,13 @@ class Question:
 
 @dataclass(frozen=True)
 class Reduction:
-    """out = W x with a sparse W: a pick, a merge, or both. Build with `Reduction.pick` or `Reduction.of`.
+    """out = W x with a sparse W: a pick, a merge, or both. Build with `Reduction.pick` or
+    `Reduction.of`.
 
     anchor (k,) int64, nondecreasing: the token whose position and DeepStack row a kept token takes.
     rows, cols, weights (nnz,): W in coordinate form, None for a plain pick. cols j < n is token j,
-    n + i is special token i (encoder space only). Arrays are numpy: choices are small and live on the host.
+    n + i is special token i (encoder space only). Arrays are numpy: choices are small and live on
+    the host.
     """
 
     anchor: np.ndarray
@@ -168,7 +179,9 @@ class Reduction:
         )
 
     def check(self, specials: int = 0) -> None:
-        """Raise InputError unless this is a legal reduction of n tokens and `specials` special ones."""
+        """Raise InputError unless this is a legal reduction of n tokens and `specials` special
+        ones.
+        """
         a = self.anchor
         if a.size and (a[0] < 0 or a[-1] >= self.n):
             raise InputError(f"anchors must lie in [0, {self.n}); got [{a[0]}, {a[-1]}]")
@@ -206,7 +219,9 @@ class Box:
 
 @dataclass(frozen=True)
 class PixelPlan:
-    """What is looked at at all. None = unchanged. size (h, w); tiles and frames are indices to keep."""
+    """What is looked at at all. None = unchanged. size (h, w); tiles and frames are indices to
+    keep.
+    """
 
     size: tuple[int, int] | None = None
     tiles: tuple[int, ...] | None = None
@@ -220,10 +235,13 @@ class PixelPlan:
 
 @dataclass(frozen=True)
 class Pixels:
-    """One picture or video before preprocessing: array (t, H, W, 3) uint8, size (h, w) as the tower would see it.
+    """One picture or video before preprocessing: array (t, H, W, 3) uint8, size (h, w) as the tower
+    would see it.
 
-    tiles: boxes in the picture of each encoder pass, in order, the whole picture last or first as the
-    family has it (`thumbnail` is its index); patches (p,): index of the visual token of each patch, for
+    tiles: boxes in the picture of each encoder pass, in order, the whole picture last or first as
+    the
+    family has it (`thumbnail` is its index); patches (p,): index of the visual token of each patch,
+    for
     towers that drop patches natively. tokens(plan) says how many visual tokens a plan gives.
     `resizes`: the family changes its token count with the picture's size.
     """
@@ -241,9 +259,11 @@ class Pixels:
 
 @dataclass(frozen=True)
 class BlockView:
-    """Inside the tower, after one block's attention input: hidden (m, c), keys (m, H, a), size (m,) merged patches a token.
+    """Inside the tower, after one block's attention input: hidden (m, c), keys (m, H, a), size (m,)
+    merged patches a token.
 
-    protected (m,) bool marks tokens that must stay alone (CLS). keys is None where the method did not ask
+    protected (m,) bool marks tokens that must stay alone (CLS). keys is None where the method did
+    not ask
     for them; attention.cls or .received (m,), mean over heads, is given on request (`TowerMethod.reads`).
     """
 

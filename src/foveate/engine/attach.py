@@ -1,4 +1,6 @@
-"""The drop-in: `with foveate.attach(model, plan): model.generate(**inputs)`, any generate option, the caller's own ids back."""
+"""The drop-in: `with foveate.attach(model, plan): model.generate(**inputs)`, any generate option,
+the caller's own ids back.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from foveate.models.adapter import AutoAdapter, adapter_for
 
 
 class Attached:
-    """What `attach` yields: the resolved plan, and the record of the last call's choices in `last`."""
+    """What `attach` yields: the resolved plan, and the record of the last call's choices in `last`.
+    """
 
     def __init__(self, adapter: AutoAdapter, plan: Plan) -> None:
         self.adapter = adapter
@@ -45,17 +48,21 @@ class _Streamer:
 
 @contextlib.contextmanager
 def attach(model: Any, plan: str | Plan, *, processor: Any = None) -> Iterator[Attached]:
-    """Run `plan` inside the user's own generate() and forward() calls on `model`, until the block ends.
+    """Run `plan` inside the user's own generate() and forward() calls on `model`, until the block
+    ends.
 
-    The processor, if given, tells special tokens and tile markers. Sequences start with the caller's full
-    input_ids; logits of forward() are those of the shortened sequence, its loss is over the caller's labels.
+    The processor, if given, tells special tokens and tile markers. Sequences start with the
+    caller's full
+    input_ids; logits of forward() are those of the shortened sequence, its loss is over the
+    caller's labels.
     Raises UnsupportedError before any compute if the model or the plan cannot be served.
     """
     parsed = Plan.parse(plan)
     refuse_later_stages(parsed)
-    if parsed.stage("pixels") is not None:
+    pixels = parsed.stage("pixels")
+    if pixels is not None:
         raise UnsupportedError(
-            f"{parsed.stage('pixels').name} changes the picture before preprocessing, which has "
+            f"{pixels.name} changes the picture before preprocessing, which has "
             "already happened when generate() is called: use foveate.Engine, or drop it from the plan"
         )
     inner: Any = compat.unwrap(model)
@@ -96,7 +103,8 @@ def attach(model: Any, plan: str | Plan, *, processor: Any = None) -> Iterator[A
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(compat.instance_attribute(inner, "generate", generate_with_plan))
-        # A hook of accelerate may have replaced forward on the instance; ours wraps whatever is there.
+        # A hook of accelerate may have replaced forward on the instance; ours wraps whatever is
+        # there.
         stack.enter_context(compat.instance_attribute(inner, "forward", forward_with_plan))
         yield state
 
@@ -119,7 +127,9 @@ def special_ids(adapter: AutoAdapter, processor: Any) -> frozenset[int]:
 
 
 def fit_lengths(model: Any, kwargs: dict[str, Any], short: Compressed) -> dict[str, Any]:
-    """max_length and min_length count the caller's prompt: move them by the tokens that were removed."""
+    """max_length and min_length count the caller's prompt: move them by the tokens that were
+    removed.
+    """
     call = dict(short.kwargs)
     removed = kwargs["input_ids"].shape[1] - call["input_ids"].shape[1]
     config = kwargs.get("generation_config")

@@ -1,4 +1,6 @@
-"""One batch in, the same batch with fewer visual tokens out: the one place where a plan meets a model's inputs."""
+"""One batch in, the same batch with fewer visual tokens out: the one place where a plan meets a
+model's inputs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def untimed(_: str) -> Iterator[None]:
 
 @dataclass
 class RowResult:
-    """One request of the batch: what was chosen, and how many tokens of each kind stand in the prompt."""
+    """One request of the batch: what was chosen, and how many tokens of each kind stand in the
+    prompt.
+    """
 
     segments: list[Segment]
     placed: list[Placed]
@@ -55,7 +59,9 @@ class RowResult:
 
 @dataclass
 class Compressed:
-    """The shortened call: `kwargs` go to the model; `expand` copies encoder outputs for beams; rows for reports."""
+    """The shortened call: `kwargs` go to the model; `expand` copies encoder outputs for beams; rows
+    for reports.
+    """
 
     kwargs: dict[str, Any]
     rows: list[RowResult]
@@ -92,9 +98,11 @@ def compress(
     special_ids: frozenset[int] = frozenset(),
     encoded: dict[str, Encoded] | None = None,
 ) -> Compressed:
-    """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks, types.
+    """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks,
+    types.
 
-    Raises InputError where ids and pictures disagree, UnsupportedError where the model cannot serve the plan.
+    Raises InputError where ids and pictures disagree, UnsupportedError where the model cannot serve
+    the plan.
     """
     refuse_later_stages(plan)
     plan = plan.resolved(mrope=adapter.mrope)
@@ -129,13 +137,9 @@ def compress(
         around = around_tower(adapter, tower)
     with phase("encode"):
         if encoded is None:
-            encoded = {
-                m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm
-            }
+            encoded = {m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm}
     with phase("select"):
-        rows = place(
-            adapter, ids, mask, list(encoded.values()), kwargs.get("mm_token_type_ids")
-        )
+        rows = place(adapter, ids, mask, list(encoded.values()), kwargs.get("mm_token_type_ids"))
         results, kept = [], []
         real = mask.cpu().numpy() != 0
         for r, placed in enumerate(rows):
@@ -156,14 +160,17 @@ def compress(
             index = splice.row_index(ids.shape[1], placed, pieces, real[r])
             visual = sum(p.piece.n for p in placed)
             reports = tuple(
-                SegmentReport(
-                    v.image, v.kind, v.grid, v.n, c.k, p.piece.n - v.n, k.fixed
-                )
+                SegmentReport(v.image, v.kind, v.grid, v.n, c.k, p.piece.n - v.n, k.fixed)
                 for p, c, v, k in zip(placed, chosen, views, pieces, strict=True)
             )
             results.append(
                 RowResult(
-                    views, placed, chosen, reports, index, int(real[r].sum()),
+                    views,
+                    placed,
+                    chosen,
+                    reports,
+                    index,
+                    int(real[r].sum()),
                     int(real[r].sum()) - visual,
                 )
             )
@@ -180,7 +187,9 @@ def compress(
                 for p, k in zip(placed, pieces, strict=True)
                 if p.modality == modality
             ]
-            found[modality] = adapter.repack(enc, [k.payload for k in mine], [k.deepstack for k in mine])
+            found[modality] = adapter.repack(
+                enc, [k.payload for k in mine], [k.deepstack for k in mine]
+            )
         return found
 
     if encoded:
@@ -205,7 +214,9 @@ def _shortened(
     full = {**kwargs, "attention_mask": mask}
     given = kwargs.get("position_ids")
     if plan.positions == "retain" and given is None:
-        context = {k: v for k, v in full.items() if k not in ("input_ids", "position_ids", "labels")}
+        context = {
+            k: v for k, v in full.items() if k not in ("input_ids", "position_ids", "labels")
+        }
         full["position_ids"] = compat.position_ids(adapter.model, ids, context)
     if plan.positions == "renumber":
         full.pop("position_ids", None)
@@ -221,7 +232,13 @@ def _shortened(
 
 def _geometry_names(adapter: AutoAdapter) -> set[str]:
     # With fewer placeholders these would size the wrong grid; explicit position_ids replace them.
-    names = {"image_grid_thw", "video_grid_thw", "second_per_grid_ts", "image_sizes", "target_sizes"}
+    names = {
+        "image_grid_thw",
+        "video_grid_thw",
+        "second_per_grid_ts",
+        "image_sizes",
+        "target_sizes",
+    }
     return names | {"video_second_per_grid", "num_local_patches", "image_num_patches"}
 
 

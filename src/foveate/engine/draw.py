@@ -24,7 +24,8 @@ _BLANK = (255, 255, 255)
 
 
 def field_of_view(image_processor: Any, size: tuple[int, int]) -> Box | None:
-    """The part of a picture of `size` (width, height) that the encoder sees, None if it is all of it.
+    """The part of a picture of `size` (width, height) that the encoder sees, None if it is all of
+    it.
 
     Processors that scale the short side and cut out the centre (CLIP towers) never show the rest.
     """
@@ -48,9 +49,11 @@ def field_of_view(image_processor: Any, size: tuple[int, int]) -> Box | None:
 def kept_picture(
     image: Image.Image, segments: Sequence[KeptSegment], field: Box | None = None
 ) -> Image.Image:
-    """`image` with the patches that its `segments` keep lit, dropped ones dimmed, unseen parts hatched.
+    """`image` with the patches that its `segments` keep lit, dropped ones dimmed, unseen parts
+    hatched.
 
-    Tiles are laid out over the picture; a thumbnail beside tiles becomes a panel of its own. UnsupportedError
+    Tiles are laid out over the picture; a thumbnail beside tiles becomes a panel of its own.
+    UnsupportedError
     where a family's tokens have no place in the picture, InputError without segments.
     """
     if not segments:
@@ -99,9 +102,11 @@ def kept_frames(frames: Sequence[Image.Image], segments: Sequence[KeptSegment]) 
 
 
 def tile_layout(count: int, aspect: float, may_end: bool) -> tuple[int, int, int]:
-    """(rows, columns, extra) of `count` tiles in row order over a picture of width / height = aspect.
+    """(rows, columns, extra) of `count` tiles in row order over a picture of width / height =
+    aspect.
 
-    The processor chose the layout nearest to the picture's shape, so the nearest is taken again. With
+    The processor chose the layout nearest to the picture's shape, so the nearest is taken again.
+    With
     `may_end` the last tile may be a thumbnail of the whole (extra = 1), which wins a tie.
     """
     best: tuple[float, int, int, int] | None = None
@@ -120,7 +125,9 @@ def tile_layout(count: int, aspect: float, may_end: bool) -> tuple[int, int, int
 
 
 def fit(image: Image.Image, small: int = SMALL, large: int = LARGE) -> Image.Image:
-    """RGB with its longest side between `small` and `large` pixels; small pictures keep hard pixels."""
+    """RGB with its longest side between `small` and `large` pixels; small pictures keep hard
+    pixels.
+    """
     image = image.convert("RGB")
     longest = max(image.size)
     if longest < small:
@@ -211,7 +218,9 @@ def _borders(row: NDArray[np.int64], column: NDArray[np.int64]) -> Mask:
 
 
 def _outline(lit: Mask, thick: int) -> Mask:
-    """Lit pixels within `thick` of a pixel that is not lit; the picture's own border does not count."""
+    """Lit pixels within `thick` of a pixel that is not lit; the picture's own border does not
+    count.
+    """
     near = np.zeros_like(lit)
     for step in range(1, thick + 1):
         for axis in (0, 1):

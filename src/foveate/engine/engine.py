@@ -1,4 +1,6 @@
-"""The engine: requests in, answers and reports out, in ragged batches, with one bad request never taking others down."""
+"""The engine: requests in, answers and reports out, in ragged batches, with one bad request never
+taking others down.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ _log = logging.getLogger("foveate")
 class Engine:
     """Runs plans on one model. `max_pixels` bounds a picture, `max_frames` a video.
 
-    A batch is padded on the left; requests without media and requests with pictures or videos run as
+    A batch is padded on the left; requests without media and requests with pictures or videos run
+    as
     batches of their own. Not safe for concurrent calls on one model.
     """
 
@@ -55,7 +58,9 @@ class Engine:
 
     @classmethod
     def from_pretrained(cls, source: str | Path, **options: Any) -> Engine:
-        """An engine over a local folder or hub id. Options: dtype, device_map, revision, and those of Engine."""
+        """An engine over a local folder or hub id. Options: dtype, device_map, revision, and those
+        of Engine.
+        """
         loading = {k: options.pop(k) for k in ("dtype", "device_map", "revision") if k in options}
         model, processor = load(source, **loading)
         return cls(model, processor, **options)
@@ -104,7 +109,9 @@ class Engine:
         return [a for a in answers if a is not None]
 
     def prepare(self, request: Request) -> Prepared:
-        """Read media and write the chat text; InputError or MediaError says what is wrong with this request."""
+        """Read media and write the chat text; InputError or MediaError says what is wrong with this
+        request.
+        """
         notes: list[str] = []
         pictures = []
         for source in request.images:
@@ -128,11 +135,15 @@ class Engine:
         except (InputError, ValueError, IndexError) as error:
             if len(members) > 1:
                 return [a for m in members for a in self._guarded([m], plan, settings)]
-            known = error if isinstance(error, FoveateError) else InputError(f"the processor: {error}")
+            known = (
+                error if isinstance(error, FoveateError) else InputError(f"the processor: {error}")
+            )
             return [Answer("", error=known, id=members[0].request.id)]
 
     @torch.no_grad()
-    def _run(self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]) -> list[Answer]:
+    def _run(
+        self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]
+    ) -> list[Answer]:
         clock = StageClock(device=self.model.device)
         with clock.phase("preprocess"):
             look = self._look(plan)
@@ -173,7 +184,9 @@ class Engine:
 
         return Look(self.adapter, self.processor, method, plan.seed)
 
-    def _process(self, members: list[Prepared], pictures: list[Any], videos: list[Any]) -> dict[str, Any]:
+    def _process(
+        self, members: list[Prepared], pictures: list[Any], videos: list[Any]
+    ) -> dict[str, Any]:
         call: dict[str, Any] = {"text": [m.text for m in members], "padding": True}
         if any(pictures):
             call["images"] = pictures
@@ -209,14 +222,21 @@ class Engine:
             ids = _until(out.sequences[i * each, start:].tolist(), eos)
             words = [x for x in ids if x not in eos]
             text = self.processor.tokenizer.decode(words, skip_special_tokens=True).strip()
-            report = self._report(plan, short, row, len(ids), out, clock, look, len(members), member)
+            report = self._report(
+                plan, short, row, len(ids), out, clock, look, len(members), member
+            )
             kept = tuple(
                 KeptSegment(s.image, s.kind, s.grid, s.n, _shown(r))
                 for s, r in zip(row.segments, row.reductions, strict=True)
             )
             answers.append(
                 Answer(
-                    text, tuple(ids), report, kept, tuple(pictures[i]), tuple(member.notes),
+                    text,
+                    tuple(ids),
+                    report,
+                    kept,
+                    tuple(pictures[i]),
+                    tuple(member.notes),
                     id=member.request.id,
                 )
             )
@@ -303,7 +323,8 @@ class _FirstLogits:
 
 
 def kv_bytes(cache: Any, tokens: int) -> int | None:
-    """Bytes that one request's own entries take in the attention layers' caches, padding left out."""
+    """Bytes that one request's own entries take in the attention layers' caches, padding left out.
+    """
     if cache is None:
         return None
     total = 0

@@ -1,4 +1,5 @@
-"""Load a model and its processor from a local folder or a hub id: safetensors only, no remote code."""
+"""Load a model and its processor from a local folder or a hub id: safetensors only, no remote code.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +21,10 @@ def load(
 ) -> tuple[Any, Any]:
     """(model, processor) ready for inference.
 
-    dtype "auto" takes float32 on a CPU (half precision is slower there) and the checkpoint's own elsewhere.
-    Raises CheckpointError for a missing, truncated, pickled or non-VLM folder, InputError for a bad dtype.
+    dtype "auto" takes float32 on a CPU (half precision is slower there) and the checkpoint's own
+    elsewhere.
+    Raises CheckpointError for a missing, truncated, pickled or non-VLM folder, InputError for a bad
+    dtype.
     """
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; {nearest(dtype, DTYPES)}")
@@ -36,7 +39,9 @@ def load(
     try:
         config = AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{where}: no readable model configuration: {first_line(error)}") from None
+        raise CheckpointError(
+            f"{where}: no readable model configuration: {first_line(error)}"
+        ) from None
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise UnsupportedError(
             f"{where} is a {config.model_type} model, which takes no pictures; a vision-language model "
@@ -56,7 +61,9 @@ def load(
             trust_remote_code=False,
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{where}: the weights cannot be loaded: {first_line(error)}") from None
+        raise CheckpointError(
+            f"{where}: the weights cannot be loaded: {first_line(error)}"
+        ) from None
     except Exception as error:  # safetensors raises a class of its own for a truncated file
         if type(error).__name__ != "SafetensorError":
             raise
@@ -74,7 +81,9 @@ def check_folder(source: str | Path) -> None:
             raise CheckpointError(f"no model folder at {source}")
         return
     if not path.is_dir():
-        raise CheckpointError(f"{source} is a file; a model is a folder with config.json and *.safetensors")
+        raise CheckpointError(
+            f"{source} is a file; a model is a folder with config.json and *.safetensors"
+        )
     config = path / "config.json"
     if not config.is_file():
         raise CheckpointError(f"{source} has no config.json, so it is no model folder")
@@ -83,7 +92,9 @@ def check_folder(source: str | Path) -> None:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{config} is not readable JSON: {error}") from None
     if not list(path.glob("*.safetensors")):
-        pickled = sorted(p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        pickled = sorted(
+            p.name for p in path.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
+        )
         if pickled:
             raise CheckpointError(
                 f"{source} holds weights in pickle format ({pickled[0]}), which can run code when read; "

@@ -1,4 +1,6 @@
-"""The chat text of a request: the model's own template, with a guard against placeholders typed by a user."""
+"""The chat text of a request: the model's own template, with a guard against placeholders typed by
+a user.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,14 @@ from typing import Any
 from foveate.core.errors import InputError
 from foveate.engine.request import Request
 
-_NAMES = ("image_token", "video_token", "boi_token", "eoi_token", "vision_start_token", "vision_end_token")
+_NAMES = (
+    "image_token",
+    "video_token",
+    "boi_token",
+    "eoi_token",
+    "vision_start_token",
+    "vision_end_token",
+)
 
 
 def reserved(processor: Any) -> set[str]:
@@ -22,7 +31,9 @@ def check_words(processor: Any, request: Request) -> None:
     texts = [request.question, request.system or ""]
     for message in request.history:
         content = message.get("content", "")
-        if message.get("role") not in ("user", "assistant", "system") or not isinstance(content, str):
+        if message.get("role") not in ("user", "assistant", "system") or not isinstance(
+            content, str
+        ):
             raise InputError(
                 "history: each message needs a role (user, assistant, system) and content as text"
             )
@@ -38,7 +49,9 @@ def check_words(processor: Any, request: Request) -> None:
 
 
 def chat_text(processor: Any, request: Request, images: int, videos: int) -> str:
-    """Prompt text with one placeholder a picture; a model without chat template gets a plain prompt."""
+    """Prompt text with one placeholder a picture; a model without chat template gets a plain
+    prompt.
+    """
     check_words(processor, request)
     template = getattr(processor, "chat_template", None)
     template = template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)

@@ -17,7 +17,8 @@ from foveate.core.views import Grid
 class Request:
     """One question about any number of pictures and videos.
 
-    images: paths, bytes, data URLs, PIL pictures or arrays; videos: paths, folders or lists of frames.
+    images: paths, bytes, data URLs, PIL pictures or arrays; videos: paths, folders or lists of
+    frames.
     history: earlier turns as {"role", "content"} messages of text, before this question.
     """
 
@@ -42,7 +43,9 @@ class KeptSegment:
 
 @dataclass(frozen=True)
 class Answer:
-    """A request's answer and record, or the error that kept it from one; the other requests still run."""
+    """A request's answer and record, or the error that kept it from one; the other requests still
+    run.
+    """
 
     text: str
     token_ids: tuple[int, ...] = ()
@@ -60,7 +63,9 @@ class Answer:
 
 @dataclass
 class Prepared:
-    """A request whose media were read: PIL pictures, videos, chat text, notes of what was done on the way."""
+    """A request whose media were read: PIL pictures, videos, chat text, notes of what was done on
+    the way.
+    """
 
     request: Request
     pictures: list[Any]

@@ -1,8 +1,10 @@
-"""Where each segment's tokens stand: placeholders of a batch matched to the encoder's pieces, row by row."""
+"""Where each segment's tokens stand: placeholders of a batch matched to the encoder's pieces, row
+by row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +12,16 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import InputError
-from foveate.core.views import Segment
+from foveate.core.views import Need, Segment
 from foveate.models.adapter import AutoAdapter
 from foveate.models.encoded import Encoded, Piece, encoder_view
 
 
 @dataclass
 class Placed:
-    """One piece in its row: `at` (n,) are the sequence positions of its tokens, `modality` its kind of input."""
+    """One piece in its row: `at` (n,) are the sequence positions of its tokens, `modality` its kind
+    of input.
+    """
 
     piece: Piece
     modality: str
@@ -82,8 +86,8 @@ def _number(adapter: AutoAdapter, members: list[Placed], ids: Tensor, here: Tens
 
 
 def segments(
-    rows: Sequence[Placed], encoded: dict[str, Encoded], needs: frozenset
-) -> list[Segment]:  # type: ignore[type-arg]
+    rows: Sequence[Placed], encoded: Mapping[str, Encoded], needs: frozenset[Need]
+) -> list[Segment]:
     """The typed views a token method sees, fixed tokens stripped."""
     out = []
     for ordinal, p in enumerate(rows):

@@ -13,14 +13,16 @@ from foveate.core.errors import PlanError, UnsupportedError
 from foveate.core.method import TokenMethod
 from foveate.core.plan import Plan
 from foveate.core.rng import PlanRng
-from foveate.core.views import Need, Question, Reduction, Segment
+from foveate.core.views import Question, Reduction, Segment
 from foveate.models.adapter import AutoAdapter
 
 _ENCODER = {"features", "cls", "received", "saliency", "keys", "query"}
 
 
 def counts_of(method: TokenMethod, segments: Sequence[Segment]) -> Counts:
-    """Tokens to keep, resolved once: by image, then segment; a method's floor applies to a segment it keeps."""
+    """Tokens to keep, resolved once: by image, then segment; a method's floor applies to a segment
+    it keeps.
+    """
     images: dict[int, list[int]] = {}
     for i, s in enumerate(segments):
         images.setdefault(s.image, []).append(i)
@@ -56,7 +58,11 @@ def check_needs(method: TokenMethod, segments: Sequence[Segment], adapter: AutoA
 
 
 def question_of(
-    adapter: AutoAdapter, method: TokenMethod, ids: Tensor, last_visual: int, special: frozenset[int]
+    adapter: AutoAdapter,
+    method: TokenMethod,
+    ids: Tensor,
+    last_visual: int,
+    special: frozenset[int],
 ) -> Question | None:
     """The words after the last picture (or all words, if none follow), special tokens left out.
 
@@ -84,7 +90,9 @@ def reduce_request(
     segments: list[Segment],
     question: Question | None,
 ) -> list[Reduction]:
-    """One checked Reduction a segment; segments without tokens and plans without a token method pass whole."""
+    """One checked Reduction a segment; segments without tokens and plans without a token method
+    pass whole.
+    """
     method = plan.stage("tokens")
     whole = [Reduction.pick(range(s.n), s.n) for s in segments]
     if method is None or not any(s.n for s in segments):
@@ -113,7 +121,9 @@ def _check(
             raise PlanError(f"{method.name}: segment {i} has {segment.n} tokens, not {answer.n}")
         answer.check(specials)
         if answer.space == "encoder" and (segment.encoder is None or not segment.encoder.tokenwise):
-            raise PlanError(f"{method.name} answered in encoder space where tokens are not mapped singly")
+            raise PlanError(
+                f"{method.name} answered in encoder space where tokens are not mapped singly"
+            )
         if answer.space not in ("projected", "encoder"):
             raise PlanError(f"{method.name} answered in space {answer.space!r} at the token stage")
         if method.counts == "image" and answer.k != counts.per_segment[i]:
@@ -123,7 +133,9 @@ def _check(
             )
         kept[segment.image] = kept.get(segment.image, 0) + answer.k
     if method.counts == "request" and sum(kept.values()) != counts.total:
-        raise PlanError(f"{method.name} kept {sum(kept.values())} tokens; its budget says {counts.total}")
+        raise PlanError(
+            f"{method.name} kept {sum(kept.values())} tokens; its budget says {counts.total}"
+        )
     empty = [i for i, k in kept.items() if k == 0]
     if empty:
         raise PlanError(f"{method.name} kept no token of image {empty[0]}; at least one is needed")

@@ -34,7 +34,8 @@ def answer_pictures(
     image_processor: Any,
     videos: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
-    """The kept-patch picture of each picture, then of each video (`videos`: its frames), of an answer.
+    """The kept-patch picture of each picture, then of each video (`videos`: its frames), of an
+    answer.
 
     UnsupportedError where a family's tokens have no place in the picture.
     """
@@ -49,9 +50,7 @@ def answer_pictures(
 
 def sheet(rows: Sequence[Sequence[Panel]], heading: str = "", note: str = "") -> Image.Image:
     """Panels in rows of equal columns, each picture above its title and lines, on one page."""
-    side = max(
-        (max(fit(p.image, 1, 560).size) for row in rows for p in row), default=SMALLEST
-    )
+    side = max((max(fit(p.image, 1, 560).size) for row in rows for p in row), default=SMALLEST)
     side = max(SMALLEST, side)
     pictures = [[_sized(p.image, side) for p in row] for row in rows]
     columns = max(len(row) for row in rows)

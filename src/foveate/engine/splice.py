@@ -1,4 +1,6 @@
-"""Apply reductions: kept features, kept sequence positions, and the shortened inputs of a whole batch."""
+"""Apply reductions: kept features, kept sequence positions, and the shortened inputs of a whole
+batch.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from foveate.models.adapter import AutoAdapter
 
 @dataclass
 class Kept:
-    """What stays of one piece: payload (k', p), positions in the row (k',), DeepStack rows, fixed kept."""
+    """What stays of one piece: payload (k', p), positions in the row (k',), DeepStack rows, fixed
+    kept.
+    """
 
     payload: Tensor
     at: np.ndarray
@@ -42,7 +46,8 @@ def _in_encoder_space(adapter: AutoAdapter, view: EncoderView, reduction: Reduct
     there = (view.group >= 0).nonzero()[:, 0]
     order = torch.empty_like(there)
     order[view.group[there]] = there
-    tokens = view.features[order]
+    features: Any = view.features
+    tokens = features[order]
     if view.special is not None:
         tokens = torch.cat([tokens, view.special])
     return adapter.project(weighted(reduction, tokens))
@@ -79,8 +84,12 @@ def keep(
     return Kept(chosen.to(piece.payload.dtype), placed.at[anchors], deep, restored)
 
 
-def row_index(length: int, placed: Sequence[Placed], kept: Sequence[Kept], real: np.ndarray) -> np.ndarray:
-    """Sequence positions that stay in one row, in order; text always stays. real (S,) bool: not padding."""
+def row_index(
+    length: int, placed: Sequence[Placed], kept: Sequence[Kept], real: np.ndarray
+) -> np.ndarray:
+    """Sequence positions that stay in one row, in order; text always stays. real (S,) bool: not
+    padding.
+    """
     text = real.copy()
     for p in placed:
         text[p.at] = False
@@ -97,7 +106,9 @@ def padding_side(mask: Tensor) -> str:
     if (m.sum(1) != last - first).any():
         raise InputError("attention_mask has holes inside a row; pad on one side only")
     if left and right:
-        raise InputError("attention_mask pads some rows left and others right; pad on one side only")
+        raise InputError(
+            "attention_mask pads some rows left and others right; pad on one side only"
+        )
     return "right" if right else "left"
 
 

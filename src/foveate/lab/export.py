@@ -59,6 +59,7 @@ def export(run: Path, folder: Path) -> None:
     model.to(torch.float16).save_pretrained(folder)
     build_processor(recipe.model.patch, tokenizer).save_pretrained(folder)
     _say_float32(folder / "config.json")
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes it for the owner alone
 
 
 def _say_float32(file: Path) -> None:

@@ -1,6 +1,8 @@
-"""AutoAdapter: what any vision-language model of transformers gives by convention. Families that deviate override a little.
+"""AutoAdapter: what any vision-language model of transformers gives by convention. Families that
+deviate override a little.
 
-It encodes, says which features belong to which segment, maps encoder tokens to projected ones, and packs kept
+It encodes, says which features belong to which segment, maps encoder tokens to projected ones, and
+packs kept
 features back into the container that the model takes through `mm_encoder_outputs`.
 """
 
@@ -16,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import InputError, UnsupportedError
-from foveate.core.views import Grid, Kind, Need
+from foveate.core.views import Kind, Need
 from foveate.models import compat
 from foveate.models.encoded import (
     Encoded,
@@ -99,7 +101,9 @@ class AutoAdapter:
         return None
 
     def spots(self, modality: str, ids: Tensor, types: Tensor | None) -> Tensor:
-        """Where placeholders of a modality stand: bool (B, S). types: mm_token_type_ids, if the call has them."""
+        """Where placeholders of a modality stand: bool (B, S). types: mm_token_type_ids, if the
+        call has them.
+        """
         token = self.token_id(modality)
         if token is None:
             raise InputError(f"{self.model_type} has no placeholder for {modality}")
@@ -131,12 +135,15 @@ class AutoAdapter:
         return getattr(self.base, f"get_{modality}_features", None)
 
     def media_kwargs(self, kwargs: Mapping[str, Any], modality: str) -> dict[str, Any]:
-        """The part of a processor's output that get_<modality>_features takes; {} without pixels."""
+        """The part of a processor's output that get_<modality>_features takes; {} without pixels.
+        """
         fn = self.feature_fn(modality)
         if fn is None or not any(kwargs.get(p) is not None for p in _PIXELS[modality]):
             return {}
         names = inspect.signature(fn).parameters
-        return {k: kwargs[k] for k in names if k in kwargs and k != "kwargs" and kwargs[k] is not None}
+        return {
+            k: kwargs[k] for k in names if k in kwargs and k != "kwargs" and kwargs[k] is not None
+        }
 
     def encode(
         self,
@@ -206,7 +213,9 @@ class AutoAdapter:
         for block, calls in found.items():
             # What the model itself feeds its projector wins: the last state may be normalised.
             state = own[block + 1] if own is not None and block == tokens.feature_block else None
-            flats = [flatten_hidden(c, front, back) for c in ([state] if state is not None else calls)]
+            flats = [
+                flatten_hidden(c, front, back) for c in ([state] if state is not None else calls)
+            ]
             if not flats:
                 continue
             tokens.hidden[block] = self.reorder(torch.cat([f for f, _ in flats]), mm)
@@ -262,7 +271,9 @@ class AutoAdapter:
         return list(pooled)
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
-        """Segments in placeholder order. By convention: packed towers by grid, others one tile an entry."""
+        """Segments in placeholder order. By convention: packed towers by grid, others one tile an
+        entry.
+        """
         features = self.features(out)
         grids = mm.get("image_grid_thw")
         if grids is not None:
@@ -291,7 +302,9 @@ class AutoAdapter:
         return 0
 
     def tiled(self, features: Sequence[Tensor], patches: int, kind: Kind = "image") -> list[Piece]:
-        """One piece an encoder pass of `patches` tokens; n == patches maps one to one, else square blocks."""
+        """One piece an encoder pass of `patches` tokens; n == patches maps one to one, else square
+        blocks.
+        """
         out = []
         for i, f in enumerate(features):
             n = int(f.shape[0])
@@ -301,13 +314,15 @@ class AutoAdapter:
                 source = torch.arange(patches, device=f.device) + i * patches
             part = torch.full_like(source, i) if source is not None else None
             grid = (1, *square(n))
-            out.append(
-                Piece(f, f, kind, grid, source=source, group=group, part=part, picture=i)
-            )
+            out.append(Piece(f, f, kind, grid, source=source, group=group, part=part, picture=i))
         return out
 
-    def packed(self, features: Sequence[Tensor], grids: Tensor, kind: Kind = "image") -> list[Piece]:
-        """Pieces of a packed tower: grid (t, h, w) in patches, consecutive groups of merge² patches."""
+    def packed(
+        self, features: Sequence[Tensor], grids: Tensor, kind: Kind = "image"
+    ) -> list[Piece]:
+        """Pieces of a packed tower: grid (t, h, w) in patches, consecutive groups of merge²
+        patches.
+        """
         out, start = [], 0
         for i, (f, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
             t, h, w = grid
@@ -322,8 +337,14 @@ class AutoAdapter:
             group = place // (merge * merge)
             out.append(
                 Piece(
-                    f, f, "video" if t > 1 else kind, small, source=place + start, group=group,
-                    part=torch.full_like(place, i), picture=i,
+                    f,
+                    f,
+                    "video" if t > 1 else kind,
+                    small,
+                    source=place + start,
+                    group=group,
+                    part=torch.full_like(place, i),
+                    picture=i,
                 )
             )
             start += patches
@@ -331,27 +352,35 @@ class AutoAdapter:
 
     # --- back into the model --------------------------------------------------------------------
     def project(self, encoder_tokens: Tensor) -> Tensor:
-        """Projected tokens of encoder tokens (k, c), for towers whose projector maps each token alone."""
+        """Projected tokens of encoder tokens (k, c), for towers whose projector maps each token
+        alone.
+        """
         raise UnsupportedError(f"{self.model_type}: the projector does not map tokens one by one")
 
     def repack(
         self, encoded: Encoded, payloads: Sequence[Tensor], deepstack: Sequence[list[Tensor] | None]
     ) -> Any:
-        """A fresh output object with these payloads, in the container the model's forward expects."""
+        """A fresh output object with these payloads, in the container the model's forward expects.
+        """
         out = encoded.out
         fields = {k: v for k, v in out.items() if k not in ("hidden_states", "attentions")}
         new = type(out)(**fields)
         self.put(new, out, list(payloads))
         if fields.get("deepstack_features") is not None:
             layers = len(fields["deepstack_features"])
-            new.deepstack_features = [[d[i] for d in deepstack if d is not None] for i in range(layers)]
+            new.deepstack_features = [
+                [d[i] for d in deepstack if d is not None] for i in range(layers)
+            ]
         return new
 
     def put(self, new: Any, out: Any, payloads: list[Tensor]) -> None:
-        new.pooler_output = torch.cat(payloads)[None] if torch.is_tensor(out.pooler_output) else payloads
+        new.pooler_output = (
+            torch.cat(payloads)[None] if torch.is_tensor(out.pooler_output) else payloads
+        )
 
     def pictures(self, pieces: Sequence[Piece], runs: Sequence[int], ids: Tensor) -> list[int]:
-        """Picture index of each piece of one row. `runs`: index of the run of placeholders it starts in.
+        """Picture index of each piece of one row. `runs`: index of the run of placeholders it
+        starts in.
 
         By convention a piece that knows its picture keeps it.
         """
@@ -365,7 +394,8 @@ def square(n: int) -> tuple[int, int]:
 
 
 def block_group(patches: int, n: int, device: Any) -> Tensor | None:
-    """Patch -> token where an s x s block of a square grid becomes a token; None if n does not fit."""
+    """Patch -> token where an s x s block of a square grid becomes a token; None if n does not fit.
+    """
     if patches < n or n == 0:
         return None
     if patches == n:

@@ -1,6 +1,7 @@
 """Every touch of a transformers name that is private or may move sits here, with the reason.
 
-Checked against transformers 5.23. Nothing in this module changes a model for longer than the `with` block it opens.
+Checked against transformers 5.23. Nothing in this module changes a model for longer than the `with`
+block it opens.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from foveate.core.errors import UnsupportedError
 TAP = "foveate_tap"
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The Hugging Face model inside torch.compile and PEFT wrappers, whose own generate() it serves."""
+def unwrap(model: Any) -> Any:
+    """The Hugging Face model inside torch.compile and PEFT wrappers, whose own generate() it
+    serves.
+    """
     seen = 0
     while seen < 8:
         seen += 1
@@ -47,7 +50,8 @@ def accepts_encoder_outputs(model: Any) -> bool:
 
 @contextlib.contextmanager
 def _kept_state(base: Any) -> Iterator[None]:
-    # get_rope_index leaves `rope_deltas` on the module; explicit position_ids make it moot, so put it back.
+    # get_rope_index leaves `rope_deltas` on the module; explicit position_ids make it moot, so put
+    # it back.
     had = "rope_deltas" in vars(base)
     before = vars(base).get("rope_deltas")
     try:
@@ -60,19 +64,24 @@ def _kept_state(base: Any) -> Iterator[None]:
 
 
 def position_ids(model: Any, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Tensor:
-    """Positions that generate() itself would use for these full inputs: (B, S), or (4, B, S) with M-RoPE."""
+    """Positions that generate() itself would use for these full inputs: (B, S), or (4, B, S) with
+    M-RoPE.
+    """
     with _kept_state(model.base_model):
         out: Tensor = model._prepare_position_ids_for_generation(
             input_ids, {"input_ids": input_ids, **kwargs}
         )
-    return out if out.shape[-2] == input_ids.shape[0] else out.expand(input_ids.shape[0], -1).clone()
+    return (
+        out if out.shape[-2] == input_ids.shape[0] else out.expand(input_ids.shape[0], -1).clone()
+    )
 
 
 @contextlib.contextmanager
 def expanding_by_row(model: Any, expand: Callable[[Any, int], Any]) -> Iterator[None]:
     """While open, beams and num_return_sequences copy encoder outputs row by row through `expand`.
 
-    The stock helper finds row borders by comparing token counts and goes wrong for several rows whose
+    The stock helper finds row borders by comparing token counts and goes wrong for several rows
+    whose
     features arrive as one tensor, and for segments that keep no token.
     """
 
@@ -99,7 +108,9 @@ def instance_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def window_order(config: Any, grids: Tensor) -> Tensor:
-    """Qwen2.5 towers: for each place in window order, the group of merge² patches that stands there."""
+    """Qwen2.5 towers: for each place in window order, the group of merge² patches that stands
+    there.
+    """
     from transformers.vision_utils import get_vision_window_index
 
     order, _ = get_vision_window_index(
@@ -111,12 +122,15 @@ def window_order(config: Any, grids: Tensor) -> Tensor:
     return torch.as_tensor(order)
 
 
-# --- attention tap -----------------------------------------------------------------------------------
+# --- attention tap
+# -----------------------------------------------------------------------------------
 
 
 @dataclass
 class Capture:
-    """What one attention module showed, call by call: tensors on the CPU or device as they came, float32."""
+    """What one attention module showed, call by call: tensors on the CPU or device as they came,
+    float32.
+    """
 
     want: frozenset[str]
     specials: int
@@ -131,7 +145,9 @@ Attentive = Callable[[nn.Module, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Tap:
-    """One open `tapped` block. spread: tokens (B, H, S, a) as blocks opened inside this one see them."""
+    """One open `tapped` block. spread: tokens (B, H, S, a) as blocks opened inside this one see
+    them.
+    """
 
     captures: dict[int, Capture]
     bias: Callable[[nn.Module, Tensor], Tensor | None] | None
@@ -145,7 +161,9 @@ _taps: ContextVar[tuple[_Tap, ...]] = ContextVar("foveate_taps", default=())
 def _observe(
     capture: Capture, q: Tensor, k: Tensor, mask: Tensor | None, scaling: float | None
 ) -> None:
-    """Attention rows that were asked for, from this call's q and k (B, H, S, a), in float32 and in blocks."""
+    """Attention rows that were asked for, from this call's q and k (B, H, S, a), in float32 and in
+    blocks.
+    """
     with torch.autocast(q.device.type, enabled=False):
         q32, k32 = q.float(), k.float()
         if k32.shape[1] != q32.shape[1]:
@@ -222,14 +240,16 @@ def tapped(
     bias: Callable[[nn.Module, Tensor], Tensor | None] | None = None,
     spread: Attentive | None = None,
 ) -> Iterator[None]:
-    """Route these attention modules through the tap while open; configs get their implementation back.
+    """Route these attention modules through the tap while open; configs get their implementation
+    back.
 
     `bias` adds to the attention logits. Blocks nest: one opened inside another observes queries and
     keys after the outer one's `spread`, which undoes a merge of tokens (towers without masks only).
     Writes the internal field of the config, since the public setter also rewrites sub-configs.
     """
     _register_tap()
-    configs = {id(m.config): m.config for m in modules if getattr(m, "config", None) is not None}
+    found: list[Any] = [getattr(m, "config", None) for m in modules]
+    configs = {id(c): c for c in found if c is not None}
     if not configs:
         raise UnsupportedError(
             "the vision tower's attention has no configuration to switch; methods that need encoder "
@@ -251,7 +271,8 @@ def tapped(
 def recorded(blocks: Mapping[int, nn.Module]) -> Iterator[dict[int, list[Tensor]]]:
     """Collect the hidden states that these tower blocks put out while open, call by call.
 
-    Own hooks, because `output_hidden_states=True` makes transformers leave hooks on the tower for good.
+    Own hooks, because `output_hidden_states=True` makes transformers leave hooks on the tower for
+    good.
     """
     found: dict[int, list[Tensor]] = {i: [] for i in blocks}
 
@@ -281,7 +302,8 @@ def attention_modules(vision: nn.Module) -> list[nn.Module]:
 
 
 def tower_blocks(vision: nn.Module) -> list[nn.Module]:
-    """The tower's blocks in depth order: the modules that each hold exactly one attention module."""
+    """The tower's blocks in depth order: the modules that each hold exactly one attention module.
+    """
     owners: list[nn.Module] = []
     leaves = {id(m) for m in attention_modules(vision)}
     for child in vision.modules():

@@ -1,4 +1,6 @@
-"""What the encoder gave for a batch: pieces in the model's own order, and the encoder's tokens behind each."""
+"""What the encoder gave for a batch: pieces in the model's own order, and the encoder's tokens
+behind each.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ from foveate.models.compat import Capture
 class Piece:
     """One segment's features before they are placed in a row.
 
-    features (n, d) projected, fixed tokens included; payload (n, p) is what the model takes back (equal
-    to features unless the model projects later). fixed (n,) bool. source (m,): indices into the encoder's
-    flattened tokens; group (m,): encoder token -> index among the tokens that are not fixed, -1 none;
-    part (m,): encoder pass. deepstack: one (n, d) tensor a layer. picture: index of the picture in the
+    features (n, d) projected, fixed tokens included; payload (n, p) is what the model takes back
+    (equal
+    to features unless the model projects later). fixed (n,) bool. source (m,): indices into the
+    encoder's
+    flattened tokens; group (m,): encoder token -> index among the tokens that are not fixed, -1
+    none;
+    part (m,): encoder pass. deepstack: one (n, d) tensor a layer. picture: index of the picture in
+    the
     batch, or -1 where only the runs of placeholders tell.
     """
 
@@ -45,7 +51,8 @@ class Piece:
 class EncoderTokens:
     """The encoder's tokens of a batch, flattened over passes, special tokens apart.
 
-    hidden[block]: (M, c) output of a block; special[block]: (passes, s, c). queries: tokens that attend in
+    hidden[block]: (M, c) output of a block; special[block]: (passes, s, c). queries: tokens that
+    attend in
     one pass (for means), None where a pass is a whole picture.
     """
 
@@ -57,7 +64,9 @@ class EncoderTokens:
     feature_block: int = -1
 
     def drop_unless_covering(self, pieces: list[Piece]) -> None:
-        """Forget blocks whose tokens are not the tower's patches (a merger has already acted on them)."""
+        """Forget blocks whose tokens are not the tower's patches (a merger has already acted on
+        them).
+        """
         sources = [p.source for p in pieces if p.source is not None and p.source.numel()]
         need = max((int(s.max()) + 1 for s in sources), default=0)
         self.hidden = {b: h for b, h in self.hidden.items() if h.shape[0] >= need}
@@ -113,7 +122,9 @@ def flatten_capture(capture: Capture, front: int, back: int) -> Attention | None
     return Attention(cls=cls, received=received, keys=keys, query=query)
 
 
-def _at(found: Attention, need: set[Need], source: Tensor, parts: Tensor, queries: int) -> Attention:
+def _at(
+    found: Attention, need: set[Need], source: Tensor, parts: Tensor, queries: int
+) -> Attention:
     per_head = any(n.per_head for n in need)
 
     def heads(x: Tensor | None, scale: float = 1.0) -> Tensor | None:
@@ -133,7 +144,9 @@ def _at(found: Attention, need: set[Need], source: Tensor, parts: Tensor, querie
 
 
 def encoder_view(encoded: Encoded, piece: Piece, needs: frozenset[Need]) -> EncoderView | None:
-    """The encoder's side of one piece, or None if the family does not map encoder tokens to projected ones."""
+    """The encoder's side of one piece, or None if the family does not map encoder tokens to
+    projected ones.
+    """
     if piece.source is None or piece.group is None or piece.part is None:
         return None
     tokens, source = encoded.tokens, piece.source
@@ -147,7 +160,9 @@ def encoder_view(encoded: Encoded, piece: Piece, needs: frozenset[Need]) -> Enco
             layers.setdefault(need.layer, set()).add(need)
     queries = tokens.queries or int(source.shape[0])
     at = {
-        layer: _at(tokens.attention[block_index(layer, tokens.blocks)], need, source, parts, queries)
+        layer: _at(
+            tokens.attention[block_index(layer, tokens.blocks)], need, source, parts, queries
+        )
         for layer, need in layers.items()
         if block_index(layer, tokens.blocks) in tokens.attention
     }
@@ -158,7 +173,9 @@ def encoder_view(encoded: Encoded, piece: Piece, needs: frozenset[Need]) -> Enco
         part=local,
         at=at,
         tokenwise=encoded.tokenwise,
-        hidden={n.layer: hidden[block_index(n.layer, tokens.blocks)]
-                for n in needs if n.what == "features"
-                and block_index(n.layer, tokens.blocks) in hidden},
+        hidden={
+            n.layer: hidden[block_index(n.layer, tokens.blocks)]
+            for n in needs
+            if n.what == "features" and block_index(n.layer, tokens.blocks) in hidden
+        },
     )

@@ -1,4 +1,5 @@
-"""What a family's image processor makes of a picture's size: its tokens, its tiles, and how to ask for less.
+"""What a family's image processor makes of a picture's size: its tokens and tiles, and how to ask
+for less.
 
 Five kinds: towers that follow the picture (the tokens come from the processor's own rule, or from
 running it on an empty picture once), canvases of tiles chosen by aspect ratio (InternVL, Aya,
@@ -30,8 +31,8 @@ _LARGEST_EDGE = 4096  # Idefics 3 never makes a picture larger than this
 
 @dataclass(frozen=True)
 class Handed:
-    """How a batch goes to the processor: a size for each picture (None = as it is), settings for the
-    call, and inputs that the model must get beside the processor's.
+    """How a batch goes to the processor: a size for each picture (None = as it is), settings for
+    the call, and inputs that the model must get beside the processor's.
     """
 
     sizes: list[Size | None]
@@ -40,10 +41,11 @@ class Handed:
 
 
 class Resolution:
-    """A family that brings every picture to one size; base of the others. Sizes are (height, width)."""
+    """A family that brings every picture to one size. Sizes are (height, width)."""
 
-    resizes: ClassVar[bool] = False
-    droppable: ClassVar[bool] = False
+    resizes: ClassVar[bool] = False  # the number of tokens follows the size that is asked for
+    droppable: ClassVar[bool] = False  # tiles can be left out
+    bounded: ClassVar[bool] = False  # `seen` knows the processor's least and largest size
 
     def __init__(self, adapter: AutoAdapter, processor: Any) -> None:
         self.adapter, self.processor = adapter, processor
@@ -59,12 +61,17 @@ class Resolution:
         return self.counted(asked or size, company)
 
     def tiling(self, size: Size, asked: Size | None = None) -> Tiling | None:
-        """Encoder passes of a picture in order, None where the family has no tiles that can be left out."""
+        """Encoder passes of a picture in order, None where none of them can be left out."""
         return None
 
     def handed(self, sizes: Sequence[Size], asked: Sequence[Size | None]) -> Handed:
         """How to hand over a batch in which at least one picture was asked for at another size."""
         return Handed(list(asked))
+
+    @property
+    def tile_tokens(self) -> int:
+        """Visual tokens of one tile; UnsupportedError where there are none to leave out."""
+        raise UnsupportedError(f"{self.adapter.model_type} has no tiles that can be left out")
 
     def option(self, name: str) -> Any:
         """A setting of the image processor, as the family's processor calls it."""
@@ -72,7 +79,7 @@ class Resolution:
         return own[name] if name in own else getattr(self.images, name, None)
 
     def counted(self, size: Size, company: int = 1) -> int:
-        """Placeholders of a picture by running the processor on an empty one (kept for later calls)."""
+        """Placeholders of a picture by running the processor on an empty one, once."""
         if (size, company) not in self._counted:
             blank = Image.new("RGB", (size[1], size[0]))
             text = [self.processor.image_token * company]
@@ -86,6 +93,7 @@ class Following(Resolution):
     """A tower that takes pictures of any size, within its processor's bounds."""
 
     resizes = True
+    bounded = True
 
     @property
     def factor(self) -> int | None:
@@ -143,7 +151,6 @@ class _Tiled(Resolution):
 
     @property
     def tile_tokens(self) -> int:
-        """Visual tokens of one tile."""
         return self.counted(self.edge) // len(self.tiling(self.edge)[0])
 
     def tokens(self, size: Size, asked: Size | None = None, company: int = 1) -> int:
@@ -224,7 +231,7 @@ class Split(_Tiled):
 
 
 class Interpolated(Resolution):
-    """A tower of one size whose position embeddings can be interpolated: one smaller square a batch."""
+    """A tower of one size that can interpolate its positions: one smaller square a batch."""
 
     resizes = True
 
@@ -272,7 +279,15 @@ class Interpolated(Resolution):
 
 
 def resolution_of(adapter: AutoAdapter, processor: Any) -> Resolution:
-    """The rule of a model and its processor."""
+    """The rule of a model and its processor, kept on the adapter with what it has counted."""
+    known: Resolution | None = vars(adapter).get("_resolution")
+    if known is None or known.processor is not processor:
+        known = _resolution(adapter, processor)
+        vars(adapter)["_resolution"] = known
+    return known
+
+
+def _resolution(adapter: AutoAdapter, processor: Any) -> Resolution:
     images = processor.image_processor
     plain = Resolution(adapter, processor)
     if hasattr(images, "crop_to_patches"):

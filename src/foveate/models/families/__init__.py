@@ -1,4 +1,6 @@
-"""One small file per family that deviates from the conventions; importing this package registers them all."""
+"""One small file per family that deviates from the conventions; importing this package registers
+them all.
+"""
 
 import importlib
 import pkgutil

@@ -1,6 +1,8 @@
-"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail and unpadded high-resolution rows, each row ended by a newline token.
+"""LLaVA-NeXT and LLaVA-OneVision: a thumbnail and unpadded high-resolution rows, each row ended by
+a newline token.
 
-Where an encoder token went is found by sending token numbers, instead of features, through the model's own packing.
+Where an encoder token went is found by sending token numbers, instead of features, through the
+model's own packing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from foveate.models.encoded import Piece
 
 @family("llava_next", "llava_onevision", "llava_next_video")
 class AnyresAdapter(AutoAdapter):
-    """Thumbnail first, then rows; a picture without tiles is the thumbnail and (OneVision) one newline."""
+    """Thumbnail first, then rows; a picture without tiles is the thumbnail and (OneVision) one
+    newline.
+    """
 
     tokenwise = True
 
@@ -59,8 +63,14 @@ class AnyresAdapter(AutoAdapter):
     ) -> list[Piece]:
         place = torch.arange(per_tile, device=f.device)
         base = Piece(
-            f[:per_tile], f[:per_tile], "thumbnail" if tiles > 1 else "image", (1, *square(per_tile)),
-            source=place + first * per_tile, group=place, part=torch.full_like(place, first), picture=i,
+            f[:per_tile],
+            f[:per_tile],
+            "thumbnail" if tiles > 1 else "image",
+            (1, *square(per_tile)),
+            source=place + first * per_tile,
+            group=place,
+            part=torch.full_like(place, first),
+            picture=i,
         )
         rest = f[per_tile:]
         if tiles == 1:
@@ -82,10 +92,20 @@ class AnyresAdapter(AutoAdapter):
         grid = (1, int(fixed.sum()), width)
         tile = high // per_tile + first
         group = index[per_tile:]
-        return [base, Piece(
-            rest, rest, "tile", grid, fixed=fixed, source=source,
-            group=group if exact else None, part=tile if exact else None, picture=i,
-        )]
+        return [
+            base,
+            Piece(
+                rest,
+                rest,
+                "tile",
+                grid,
+                fixed=fixed,
+                source=source,
+                group=group if exact else None,
+                part=tile if exact else None,
+                picture=i,
+            ),
+        ]
 
     def _numbers(self, tiles: int, per_tile: int, size: Tensor) -> Tensor:
         """The packed layout (n,) in encoder token numbers of this picture, newlines as -1."""

@@ -1,4 +1,6 @@
-"""GLM-4V and its kin: a video's frames are written with the picture placeholder; token types tell them apart."""
+"""GLM-4V and its kin: a video's frames are written with the picture placeholder; token types tell
+them apart.
+"""
 
 from __future__ import annotations
 

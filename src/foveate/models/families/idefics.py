@@ -1,4 +1,6 @@
-"""Idefics2, Idefics3 and SmolVLM: features come one entry a prompt row; a picture is tiles and then the whole picture."""
+"""Idefics2, Idefics3 and SmolVLM: features come one entry a prompt row; a picture is tiles and then
+the whole picture.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from foveate.models.encoded import Piece
 class IdeficsAdapter(AutoAdapter):
     """Tiles of equal length; markers stand between them as text.
 
-    Tiles belong to one picture until the marker of the global picture (`global_marker`, set from the
+    Tiles belong to one picture until the marker of the global picture (`global_marker`, set from
+    the
     tokenizer) has passed; without a tokenizer every tile counts as a picture of its own.
     """
 
@@ -37,8 +40,13 @@ class IdeficsAdapter(AutoAdapter):
                 mapped = group is not None
                 pieces.append(
                     Piece(
-                        f, f, "tile", (1, *square(length)), source=source if mapped else None,
-                        group=group, part=torch.full_like(source, tile) if mapped else None,
+                        f,
+                        f,
+                        "tile",
+                        (1, *square(length)),
+                        source=source if mapped else None,
+                        group=group,
+                        part=torch.full_like(source, tile) if mapped else None,
                         picture=tile,
                     )
                 )

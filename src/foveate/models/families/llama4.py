@@ -1,4 +1,6 @@
-"""Llama 4: the class token stands last, and the model projects inside forward, so raw features travel back."""
+"""Llama 4: the class token stands last, and the model projects inside forward, so raw features
+travel back.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from foveate.models.encoded import Piece
 
 @family("llama4")
 class Llama4Adapter(AutoAdapter):
-    """Methods choose on projected features; the payload is what the linear projector has yet to see."""
+    """Methods choose on projected features; the payload is what the linear projector has yet to
+    see.
+    """
 
     def specials(self) -> tuple[int, int]:
         return (0, 1)
@@ -30,8 +34,14 @@ class Llama4Adapter(AutoAdapter):
             source = torch.arange(patches, device=payload.device) + i * patches
             pieces.append(
                 Piece(
-                    self.base.multi_modal_projector(payload), payload, "image", (1, *square(n)),
-                    source=source, group=group, part=torch.full_like(source, i), picture=i,
+                    self.base.multi_modal_projector(payload),
+                    payload,
+                    "image",
+                    (1, *square(n)),
+                    source=source,
+                    group=group,
+                    part=torch.full_like(source, i),
+                    picture=i,
                 )
             )
         return pieces

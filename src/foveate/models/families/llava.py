@@ -1,4 +1,6 @@
-"""LLaVA-1.5 and Pixtral: one projected token per patch, so a method may merge encoder tokens and project afterwards."""
+"""LLaVA-1.5 and Pixtral: one projected token per patch, so a method may merge encoder tokens and
+project afterwards.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from foveate.models.encoded import Piece
 
 @family("llava")
 class LlavaAdapter(AutoAdapter):
-    """Tiles of a square tower, or (Pixtral) one packed run of rows whose size `image_sizes` gives."""
+    """Tiles of a square tower, or (Pixtral) one packed run of rows whose size `image_sizes` gives.
+    """
 
     tokenwise = True
 
@@ -39,7 +42,9 @@ class Mistral3Adapter(AutoAdapter):
 
 
 def sized_pieces(features: list[Tensor], sizes: Any, patch: int) -> list[Piece]:
-    """Pieces of a tower that packs pictures of (height, width) pixels, with merge inferred from the counts."""
+    """Pieces of a tower that packs pictures of (height, width) pixels, with merge inferred from the
+    counts.
+    """
     pieces, start = [], 0
     for i, (f, (height, width)) in enumerate(
         zip(features, torch.as_tensor(sizes).tolist(), strict=True)
@@ -54,8 +59,13 @@ def sized_pieces(features: list[Tensor], sizes: Any, patch: int) -> list[Piece]:
         source = torch.arange(h * w, device=f.device)
         pieces.append(
             Piece(
-                f, f, "image", (1, small_h, small_w), source=source + start,
-                group=torch.where(inside, group, -1).flatten(), part=torch.full_like(source, i),
+                f,
+                f,
+                "image",
+                (1, small_h, small_w),
+                source=source + start,
+                group=torch.where(inside, group, -1).flatten(),
+                part=torch.full_like(source, i),
                 picture=i,
             )
         )

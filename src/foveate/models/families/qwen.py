@@ -1,4 +1,6 @@
-"""Qwen2.5-VL towers work in window order: encoder tokens are put back into pixel order before a method sees them."""
+"""Qwen2.5-VL towers work in window order: encoder tokens are put back into pixel order before a
+method sees them.
+"""
 
 from __future__ import annotations
 

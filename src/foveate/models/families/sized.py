@@ -1,4 +1,5 @@
-"""Towers whose pictures have sizes of their own: LFM2-VL, Gemma 4, MiniCPM-V 4.6, Molmo 2, Ovis 2."""
+"""Towers whose pictures have sizes of their own: LFM2-VL, Gemma 4, MiniCPM-V 4.6, Molmo 2, Ovis 2.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +16,9 @@ from foveate.models.encoded import Piece
 
 
 def grouped(f: Tensor, x: Tensor, y: Tensor, source: Tensor, i: int) -> Piece:
-    """A piece whose patches at (x, y) fall into square blocks, one token each; no map if counts do not fit."""
+    """A piece whose patches at (x, y) fall into square blocks, one token each; no map if counts do
+    not fit.
+    """
     n = int(f.shape[0])
     width, height = int(x.max()) + 1, int(y.max()) + 1
     merge = math.isqrt(max(1, width * height // n))
@@ -25,13 +28,22 @@ def grouped(f: Tensor, x: Tensor, y: Tensor, source: Tensor, i: int) -> Piece:
     inside = (x // merge < w) & (y // merge < h)
     group = torch.where(inside, (y // merge) * w + x // merge, -1)
     return Piece(
-        f, f, "image", (1, h, w), source=source, group=group, part=torch.full_like(source, i), picture=i
+        f,
+        f,
+        "image",
+        (1, h, w),
+        source=source,
+        group=group,
+        part=torch.full_like(source, i),
+        picture=i,
     )
 
 
 @family("lfm2_vl")
 class Lfm2VlAdapter(AutoAdapter):
-    """Pictures are padded to the longest of the batch; `spatial_shapes` gives rows and columns of patches."""
+    """Pictures are padded to the longest of the batch; `spatial_shapes` gives rows and columns of
+    patches.
+    """
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         padded = int(mm["pixel_values"].shape[1])
@@ -45,7 +57,9 @@ class Lfm2VlAdapter(AutoAdapter):
 
 @family("gemma4")
 class Gemma4Adapter(AutoAdapter):
-    """`image_position_ids` gives each patch's (x, y), -1 where it is padding; square blocks are pooled."""
+    """`image_position_ids` gives each patch's (x, y), -1 where it is padding; square blocks are
+    pooled.
+    """
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         positions = mm["image_position_ids"]
@@ -55,7 +69,6 @@ class Gemma4Adapter(AutoAdapter):
             x, y = xy[real, 0], xy[real, 1]
             pieces.append(grouped(f, x, y, real + i * positions.shape[1], i))
         return pieces
-
 
     def video_pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         """Frames of equal size follow one another; encoder tokens are not mapped over time."""
@@ -126,7 +139,9 @@ class Molmo2Adapter(AutoAdapter):
 
 @family("ovis2")
 class Ovis2Adapter(AutoAdapter):
-    """The tower stacks blocks of patches before the visual vocabulary, so passes are longer than its output."""
+    """The tower stacks blocks of patches before the visual vocabulary, so passes are longer than
+    its output.
+    """
 
     def _tile_tokens(self, out: Any) -> int:
         config = self.config.vision_config

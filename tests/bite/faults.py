@@ -1,0 +1,288 @@
+"""The planted faults: one small, plausible mistake each, and the tests that are expected to catch it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replace `old` by `new` in src/foveate/`file`; `tests` must then fail."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BUDGET = ("tests/core/test_budget.py",)
+PLAN = ("tests/core/test_plan.py",)
+VIEWS = ("tests/core/test_views.py",)
+ATTACH = ("tests/engine/test_attach.py",)
+SPLICE = ("tests/engine/test_splice.py",)
+ENGINE = ("tests/engine/test_engine.py",)
+ADAPTER = ("tests/models/test_adapter.py",)
+
+
+def matrix(*families: str) -> tuple[str, ...]:
+    return tuple(f"tests/engine/test_matrix.py::test_family[{f}]" for f in families)
+
+
+FAULTS = (
+    Fault("rounding down", "core/budget.py", "n + Fraction(1, 2)", "n + Fraction(0)", BUDGET),
+    Fault(
+        "an image may vanish", "core/budget.py", "min(n, max(1, want", "min(n, max(0, want", BUDGET
+    ),
+    Fault(
+        "ties to the higher index",
+        "core/budget.py",
+        "parts[i] - shares[i], i)",
+        "parts[i] - shares[i], -i)",
+        BUDGET,
+    ),
+    Fault(
+        "a request starves an image", "core/budget.py", "totals, floor=1", "totals, floor=0", BUDGET
+    ),
+    Fault(
+        "rows do not follow their anchors",
+        "core/views.py",
+        "            place[r],",
+        "            r,",
+        VIEWS,
+    ),
+    Fault(
+        "ordinal left out of the seed",
+        "core/rng.py",
+        "[self.seed, item.ordinal, *item.grid]",
+        "[self.seed, *item.grid]",
+        VIEWS,
+    ),
+    Fault(
+        "retain and renumber swapped",
+        "core/plan.py",
+        '"retain" if mrope else "renumber"',
+        '"renumber" if mrope else "retain"',
+        PLAN,
+    ),
+    Fault(
+        "the seed is not hashed",
+        "core/plan.py",
+        "**{k: getattr(self, k) for k in _OPTIONS}}",
+        "**{k: getattr(self, k) for k in _OPTIONS if k != 'seed'}}",
+        PLAN,
+    ),
+    Fault("two methods a stage", "core/plan.py", "if m.stage in seen:", "if False:", PLAN),
+    Fault(
+        "padding on the wrong side",
+        "engine/splice.py",
+        'slice(width - len(picks), width) if side == "left" else',
+        'slice(width - len(picks), width) if side != "left" else',
+        SPLICE,
+    ),
+    Fault("padded labels are scored", "engine/splice.py", '"labels": -100', '"labels": 0', ATTACH),
+    Fault(
+        "every newline stays",
+        "engine/splice.py",
+        "np.intersect1d(np.arange(ends.size), row_of)",
+        "np.arange(ends.size)",
+        SPLICE,
+    ),
+    Fault(
+        "weights forgotten",
+        "engine/splice.py",
+        "x[cols].float() * weights[:, None]",
+        "x[cols].float()",
+        SPLICE,
+    ),
+    Fault(
+        "special tokens first",
+        "engine/splice.py",
+        "torch.cat([tokens, view.special])",
+        "torch.cat([view.special, tokens])",
+        SPLICE,
+    ),
+    Fault(
+        "DeepStack rows not picked",
+        "engine/splice.py",
+        "[layer[index] for layer in piece.deepstack]",
+        "[layer[: len(index)] for layer in piece.deepstack]",
+        matrix("qwen3_vl"),
+    ),
+    Fault(
+        "all segments are one image",
+        "engine/rows.py",
+        "p.image = numbers.setdefault((p.modality, p.image), len(numbers))",
+        "p.image = 0",
+        ENGINE,
+    ),
+    Fault(
+        "segments in encoder order",
+        "engine/rows.py",
+        "key=lambda p: int(p.at[0]) if p.at.size else -1",
+        "key=lambda p: -int(p.at[0]) if p.at.size else -1",
+        (
+            "tests/engine/test_engine.py::test_the_report_adds_up",
+            *matrix("llava"),
+            *ATTACH,
+            "tests/engine/test_rows.py",
+        ),
+    ),
+    Fault(
+        "M-RoPE positions not kept",
+        "engine/compress.py",
+        'plan.positions == "retain" and given is None',
+        "False",
+        matrix("qwen2_5_vl"),
+    ),
+    Fault(
+        "renumbering starts at one",
+        "engine/compress.py",
+        "cumsum(-1) - 1)",
+        "cumsum(-1) * 2 - 1)",
+        SPLICE,
+    ),
+    Fault(
+        "beams take the neighbour's picture",
+        "engine/compress.py",
+        "for placed, pieces in zip(rows, kept, strict=True)\n                for _ in range(repeat)\n",
+        "for _ in range(repeat)\n                for placed, pieces in zip(rows, kept, strict=True)\n",
+        ATTACH,
+    ),
+    Fault(
+        "leaving does not restore",
+        "models/compat.py",
+        "            vars(owner).pop(name, None)",
+        "            pass",
+        ATTACH,
+    ),
+    Fault(
+        "rope_deltas left behind",
+        "models/compat.py",
+        '        else:\n            vars(base).pop("rope_deltas", None)',
+        "",
+        ATTACH,
+    ),
+    Fault(
+        "attention implementation left switched",
+        "models/compat.py",
+        "            config._attn_implementation_internal = before[i]",
+        "            pass",
+        ATTACH,
+    ),
+    Fault(
+        "a recording hook stays",
+        "models/compat.py",
+        "            handle.remove()",
+        "            pass",
+        ATTACH,
+    ),
+    Fault(
+        "attention without its scale",
+        "models/compat.py",
+        "k32.transpose(-1, -2) * scale",
+        "k32.transpose(-1, -2)",
+        ADAPTER,
+    ),
+    Fault(
+        "the streamer shows the short prompt",
+        "engine/attach.py",
+        "            value = self.prompt",
+        "            pass",
+        ATTACH,
+    ),
+    Fault(
+        "prompts interleaved for beams",
+        "engine/attach.py",
+        ".repeat_interleave(repeat, 0)",
+        ".repeat(repeat, 1)",
+        (
+            "tests/engine/test_attach.py::test_beams_and_several_sequences_equal_row_by_row",
+            "tests/engine/test_attach.py::test_sequences_of_several_rows_begin_with_their_own_prompt",
+        ),
+    ),
+    Fault(
+        "max_length counts the short prompt",
+        "engine/attach.py",
+        "max(1, value - removed)",
+        "value",
+        ATTACH,
+    ),
+    Fault(
+        "blocks transposed",
+        "models/adapter.py",
+        "line[:, None] * small + line[None, :]",
+        "line[None, :] * small + line[:, None]",
+        ADAPTER,
+    ),
+    Fault(
+        "groups of the wrong size",
+        "models/adapter.py",
+        "place // (merge * merge)",
+        "place // merge",
+        ADAPTER,
+    ),
+    Fault(
+        "class token counted as a patch",
+        "models/encoded.py",
+        "return hidden[:, front:stop].flatten(0, 1), special",
+        "return hidden[:, : stop - front].flatten(0, 1), special",
+        ADAPTER,
+    ),
+    Fault(
+        "window order not undone",
+        "models/families/qwen.py",
+        "[torch.argsort(order)]",
+        "[order]",
+        ADAPTER,
+    ),
+    Fault(
+        "newlines seen as tokens",
+        "models/families/anyres.py",
+        "fixed = packed < 0",
+        "fixed = packed < -2",
+        (*SPLICE, *ADAPTER),
+    ),
+    Fault(
+        "class token sought in front",
+        "models/families/llama4.py",
+        "return (0, 1)",
+        "return (1, 0)",
+        ADAPTER,
+    ),
+    Fault(
+        "videos of GLM read as pictures",
+        "models/families/glm.py",
+        '{"image": 1, "video": 2}',
+        '{"image": 2, "video": 1}',
+        matrix("glm4v"),
+    ),
+    Fault(
+        "a method's count is not checked",
+        "engine/select.py",
+        'if method.counts == "image" and answer.k != counts.per_segment[i]:',
+        "if False:",
+        SPLICE,
+    ),
+    Fault(
+        "a typed placeholder passes",
+        "engine/prompt.py",
+        "if any(token in t for t in texts):",
+        "if False:",
+        ENGINE,
+    ),
+    Fault(
+        "pickled weights are read",
+        "engine/loading.py",
+        'if not list(path.glob("*.safetensors")):',
+        "if False:",
+        ENGINE,
+    ),
+    Fault(
+        "one bad request fails the batch",
+        "engine/engine.py",
+        "except (InputError, MediaError) as error:",
+        "except ZeroDivisionError as error:",
+        ENGINE,
+    ),
+)
