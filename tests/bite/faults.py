@@ -159,8 +159,8 @@ FAULTS = (
     Fault(
         "rope_deltas left behind",
         "models/compat.py",
-        '        else:\n            vars(base).pop("rope_deltas", None)',
-        "",
+        "            base.rope_deltas = before",
+        "            pass",
         ATTACH,
     ),
     Fault(
@@ -232,8 +232,8 @@ FAULTS = (
     Fault(
         "window order not undone",
         "models/families/qwen.py",
-        "[torch.argsort(order)]",
-        "[order]",
+        "pixels[order] = windows",
+        "pixels = windows[order]",
         ADAPTER,
     ),
     Fault(

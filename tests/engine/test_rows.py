@@ -1,4 +1,4 @@
-"""Segments and questions of one row: order of the placeholders, pictures and videos together, whose words count."""
+"""Segments and questions of one row: prompt order, pictures and videos together, whose words count."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splicing by hand: encoder-space merges with special tokens, fixed tokens, padding, and the properties of re-padding."""
+"""Splicing by hand: merges with special tokens, fixed tokens, padding and re-padding."""
 
 from __future__ import annotations
 

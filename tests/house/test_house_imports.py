@@ -30,9 +30,12 @@ def test_a_light_import_pulls_no_heavy_package_and_is_quick(name: str) -> None:
 
 def test_methods_are_listed_and_run_where_torch_is_not_installed() -> None:
     out = python(
-        "import sys\n"
-        "for name in ('torch', 'transformers', 'scipy'):\n"
-        "    sys.modules[name] = None\n"  # an import of it now raises
+        "import importlib.abc, sys\n"
+        "class Absent(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'transformers', 'scipy'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "import numpy as np\n"
         "from foveate.core import PlanRng, Segment, build, methods, resolve\n"
         "segment = Segment(0, 0, 'image', (1, 6, 6), np.random.default_rng(0).normal(size=(36, 8)))\n"

@@ -5,23 +5,25 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from dataclasses import fields
 
 import pytest
 
 from tests.house.repository import SOURCE, modules, short, texts, tree
 
 CEILING_LINES = 400
-# Written in pieces, or this file would be its own first finding.
+# Joined at run time, or this file would be its own first finding.
+PLACES = "|".join(["wor" + "k", "roo" + "t", "hom" + r"e/\w+", "opt/py" + "pi"])
+PAGES = "|".join(["des" + "ign", "pro" + "bes", "gol" + "den"])
+TOOLS = "|".join(["clau" + "de", "anthro" + "pic", "chatg" + "pt"])
+UNDONE = "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"])
 FORBIDDEN = {
-    "a path of one machine": re.compile(
-        r"(?<![\w.])/(?:wor" r"k|roo" r"t|hom" r"e/\w+|opt/py" r"pi)/"
-    ),
-    "a page that is not in this repository": re.compile(
-        r"shared/(?:des" r"ign|pro" r"bes|gol" r"den)"
-    ),
-    "the name of a writing tool": re.compile(r"\b(?:clau" r"de|anthro" r"pic|chatg" r"pt)\b", re.I),
-    "work left undone": re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X)\b"),
+    "a path of one machine": re.compile(rf"(?<![\w.])/(?:{PLACES})/"),
+    "a page that is not in this repository": re.compile(f"shared/(?:{PAGES})"),
+    "the name of a writing tool": re.compile(rf"\b(?:{TOOLS})\b", re.I),
+    "work left undone": re.compile(rf"\b(?:{UNDONE})\b"),
 }
+SAMPLES = [f"cd /{PLACES[:4]}/x", f"../shared/{PAGES[:6]}/a.md", TOOLS[:6].title(), UNDONE[:4]]
 
 
 def test_no_file_is_too_long() -> None:
@@ -43,10 +45,7 @@ def test_no_forbidden_words() -> None:
     assert seen > 50 and found == []
 
 
-@pytest.mark.parametrize(
-    "line",
-    ["cd /work/x", "see /root/a", "Claude", "TODO: x", "../shared/design/a.md"],
-)
+@pytest.mark.parametrize("line", SAMPLES)
 def test_the_forbidden_words_are_seen(line: str) -> None:
     assert any(pattern.search(line) for pattern in FORBIDDEN.values())
 
@@ -102,9 +101,10 @@ def test_the_choosing_lint_sees_every_way_to_write_it() -> None:
 
 
 def test_the_engine_never_names_a_method() -> None:
-    from foveate.core import methods
+    from foveate.core import PixelPlan, methods
 
-    names = set(methods())
+    # A method may be called like the thing it acts on; the contract's own words stay allowed.
+    names = set(methods()) - {field.name for field in fields(PixelPlan)}
     found = [
         f"{short(p)}:{node.lineno}: {node.value}"
         for p in modules("engine")

@@ -259,8 +259,8 @@ def test_prumerge_without_a_budget_lets_the_picture_decide(method: type, tower: 
 def test_averages_have_weights_that_sum_to_one(name: str) -> None:
     cls = methods("tokens")[name]
     item = segment(cls, (4, 4, 5) if name in ("framefusion", "fastvid") else (1, 6, 7))
-    method = cls(keep="1/3")
-    k = method.count(item.grid, item.n // 3)
+    method = cls(keep="2/3")
+    k = method.count(item.grid, item.n * 2 // 3)
     reduction = method.select([item], Counts(k, (k,)), question(), RNG)[0]
     total = np.bincount(reduction.rows, weights=reduction.weights, minlength=k)
     assert np.allclose(total, 1.0, atol=1e-5)

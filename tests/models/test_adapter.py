@@ -11,8 +11,9 @@ import torch
 
 from foveate.core.views import Need
 from foveate.models import compat
-from foveate.models.adapter import adapter_for, block_group
+from foveate.models.adapter import adapter_for
 from foveate.models.encoded import encoder_view, flatten_hidden
+from foveate.models.grids import block_group
 from tests.support import tiny
 
 NEEDS = frozenset(

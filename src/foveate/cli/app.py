@@ -101,8 +101,8 @@ def options(
     """Options of every command."""
 
 
-app.command("run")(run)
-app.command("list")(show)
-app.command("explain")(explain)
-app.command("doctor")(doctor)
-app.command("demo")(demo)
+app.command("run", short_help="Answer a question about pictures or videos.")(run)
+app.command("list", short_help="List methods or model families.")(show)
+app.command("explain", short_help="Draw what several plans keep of a picture.")(explain)
+app.command("doctor", short_help="Show what is installed and what stands in the way.")(doctor)
+app.command("demo", short_help="Ask about rendered pictures, with and without a plan.")(demo)

@@ -1,4 +1,4 @@
-"""`foveate demo`: a form, a chart and a scene of shapes, asked twice on the bundled model, and what was kept."""
+"""`foveate demo`: a form, a chart and a scene of shapes, each asked twice on the bundled model."""
 
 from __future__ import annotations
 
@@ -76,15 +76,16 @@ def _sheet(engine: Engine, samples: list[Sample], pairs: list[Pair], plan: str) 
     for sample, (full, kept) in zip(samples, pairs, strict=True):
         if full is None or kept is None or full.report is None or kept.report is None:
             continue
-        truth = f"truth: {sample.answer}"
         above.append(Panel(sample.image, sample.question, (
-            f"all {full.report.visual_tokens_in} tokens", f"answer: {full.text}   {truth}",
+            f"truth: {sample.answer}",
+            f"answer with all {full.report.visual_tokens_in} tokens: {full.text}",
         )))  # fmt: skip
         shown = answer_pictures(kept, processor)[0]
-        below.append(Panel(shown, f"answer: {kept.text}", (
-            f"{kept.report.visual_tokens_kept} of {kept.report.visual_tokens_in} tokens kept",
+        whole = kept.report.visual_tokens_in
+        below.append(Panel(shown, f"{kept.report.visual_tokens_kept} of {whole} tokens kept", (
+            f"answer with the plan: {kept.text}",
         )))  # fmt: skip
-    return sheet([above, below], f"All visual tokens, and {plan}")
+    return sheet([above, below], f"All visual tokens above, {plan} below")
 
 
 def _print(samples: list[Sample], pairs: list[Pair], plan: str) -> None:

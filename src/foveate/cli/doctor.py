@@ -20,6 +20,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("av",),
     "smolvlm": ("num2words",),
     "lab": ("matplotlib",),
+    "energy": ("zeus",),
 }
 BASE = ("array-api-compat", "numpy", "pillow", "rich", "typer")
 TRANSFORMERS_FROM, TRANSFORMERS_BELOW = (5, 23), (6, 0)

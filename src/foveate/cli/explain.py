@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from foveate.engine.sheet import Panel
 
 COLUMNS = 3
+FOOT = (
+    "Model: {}. Lit: the patches whose places the kept tokens take; a method that merges carries others "
+    "along in them."
+)
 
 
 def explain(
@@ -93,7 +97,7 @@ def _write(
     panels = [_panel(engine, task, p, r, runs[0]) for p, r in zip(plans, runs, strict=True)]
     columns = len(panels) if len(panels) <= COLUMNS + 1 else COLUMNS
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    save_picture(sheet(rows, question, f"model: {Path(engine.name).name}"), target)
+    save_picture(sheet(rows, question, FOOT.format(Path(engine.name).name)), target)
 
 
 def _panel(engine: Engine, task: Task, plan: Plan, run: Answer | FoveateError, first: Any) -> Panel:

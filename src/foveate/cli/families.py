@@ -21,11 +21,11 @@ FACTS = {
     "keys": "keys",
 }
 FACTS_CAPTION = (
-    "encoder facts: what a method may ask for: features, cls and received attention, keys; merge: "
+    "Encoder facts: what a method may ask for: features, cls and received attention, keys; merge: "
     "tokens may be merged before the projector."
 )
 CAPTION = (
-    "exact: equal to a masked full-length run, whatever the batch; batch-equals-single: a batch equals "
+    "Exact: equal to a masked full-length run, whatever the batch; batch-equals-single: a batch equals "
     "single runs, no mask can show more; refused: a typed error before any compute."
 )
 
@@ -90,9 +90,7 @@ HEADER = (
 def total(data: dict[str, Any]) -> str:
     found = [entry["encode"] for entry in data["families"].values()]
     parts = [f"{found.count(s)} {s}" for s in STATUS]
-    return (
-        f"{len(found)} families: {', '.join(parts)} (transformers {data.get('transformers', '?')})"
-    )
+    return f"{len(found)} configurations: {', '.join(parts)} (transformers {data.get('transformers', '?')})"
 
 
 def as_table(data: dict[str, Any]) -> Group:
@@ -118,7 +116,9 @@ def as_table(data: dict[str, Any]) -> Group:
 
 
 def as_markdown(data: dict[str, Any]) -> str:
-    lines = [total(data) + ".", "", CAPTION[0].upper() + CAPTION[1:], ""]
+    """The page of families: a Markdown table, one row a family."""
+    lines = ["# Model families", "", "Written by `make docs` from the support matrix; do not edit."]
+    lines += ["", total(data) + ".", "", CAPTION, ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     for name, entry in data["families"].items():
         row = [c.replace("|", "\\|") for c in cells(name, entry)]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BUDGET = tuple(f.name for f in dataclasses.fields(Budgeted))
 CAPTION = (
-    "budget: exactly one of keep (a share, such as 1/4), per_image, per_request (tokens). "
+    "Budget: exactly one of keep (a share, such as 1/4), per_image, per_request (tokens). "
     "Evidence: golden = agrees with vectors from the authors' code; reference = with a plain "
     "computation of the formula; reconstructed = the paper left gaps, the docstring says which; "
     "control = a baseline. Counts: image = kept tokens follow from grid and budget; request = only "
@@ -144,8 +144,12 @@ def as_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def as_markdown(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table, one row a method."""
+    """The page of methods: a Markdown table, one row a method."""
     lines = [
+        "# Methods",
+        "",
+        "Written by `make docs` from the registry; do not edit. " + CAPTION,
+        "",
         "| method | stage | what it does | paper | evidence | needs | counts | settings |",
         "|---|---|---|---|---|---|---|---|",
     ]

@@ -56,6 +56,12 @@ def open_engine(loading: Loading) -> Engine:
         raise InputError(
             "--model is empty; give a folder or a hub id, or leave it out for lab-nano"
         )
+    from foveate.engine.loading import check_folder
+    from foveate.lab.nano import nano_path
+
+    # What a folder shows at a glance is refused before torch takes seconds to start.
+    source: str | Path = loading.model if loading.model is not None else nano_path()
+    check_folder(source)
     try:
         with working("starting torch and transformers"):
             from foveate.engine.engine import Engine
@@ -63,9 +69,6 @@ def open_engine(loading: Loading) -> Engine:
         if error.name in ("torch", "transformers", "safetensors"):
             raise MissingExtraError(error.name, "hf", "running a model") from None
         raise
-    from foveate.lab.nano import nano_path
-
-    source: str | Path = loading.model if loading.model is not None else nano_path()
     local = Path(source).is_dir()
     _hush(local)
     if not local:

@@ -102,7 +102,7 @@ def exact(x: Array) -> Iterator[None]:
         return
     import torch
 
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+    with torch.autocast(x.device.type, enabled=False):
         yield
 
 
@@ -256,7 +256,18 @@ def apply(reduction: Reduction, x: Array, special: Array | None = None) -> Array
     rows, cols, weights = reduction.rows, reduction.cols, reduction.weights
     if rows is None or cols is None or weights is None:
         raise InputError("rows, cols and weights come together")
+    with exact(x):
+        return _weighted(reduction, x, special, (rows, cols, weights))
+
+
+def _weighted(
+    reduction: Reduction,
+    x: Array,
+    special: Array | None,
+    matrix: tuple[np.ndarray, np.ndarray, np.ndarray],
+) -> Array:
     xp = namespace(x)
+    rows, cols, weights = matrix
     known = reduction.n + (0 if special is None else int(special.shape[0]))
     if cols.size and int(cols.max()) >= known:
         raise InputError("the reduction uses special tokens (such as CLS); pass them as `special`")

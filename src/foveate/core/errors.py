@@ -45,8 +45,7 @@ class NonFiniteError(InputError):
 
 
 class CheckpointError(InputError):
-    """A model folder is missing, truncated, in pickle format or no vision-language model (exit 2).
-    """
+    """A model folder is missing, truncated, in pickle format or no vision-language model (exit 2)."""
 
 
 class UnsupportedError(FoveateError):

@@ -100,8 +100,7 @@ class KVBudget:
 
 
 class KVView(Protocol):
-    """One layer's cache: per KV head keys and values (n_h, d), position, modality, segment (n_h,).
-    """
+    """One layer's cache: per KV head keys and values (n_h, d), position, modality, segment (n_h,)."""
 
     keys: list[Array]
     values: list[Array]
@@ -117,8 +116,7 @@ class KVView(Protocol):
 
 
 class CachePolicy(Protocol):
-    """Evicts or merges cache entries. when: prefill_end, overflow or step; scope: layer or model.
-    """
+    """Evicts or merges cache entries. when: prefill_end, overflow or step; scope: layer or model."""
 
     when: str
     scope: str

@@ -161,8 +161,7 @@ class Method:
         return out
 
     def count(self, grid: Grid, k: int) -> int:
-        """Tokens kept of an image of this grid when the budget says k; a method may state a floor.
-        """
+        """Tokens kept of an image of this grid when the budget says k; a method may state a floor."""
         return k
 
     def modules(self, facts: Any) -> Any | None:

@@ -74,8 +74,7 @@ class Plan:
     # --- text -----------------------------------------------------------------------------------
     @staticmethod
     def parse(text: str | Plan | Mapping[str, Any] | None) -> Plan:
-        """A plan from its text form; "" or "none" is the identity. Plans and mappings pass through.
-        """
+        """A plan from its text form; "" or "none" is the identity. Plans and mappings pass through."""
         if text is None:
             return Plan()
         if isinstance(text, Plan):

@@ -21,8 +21,7 @@ from foveate.models.adapter import AutoAdapter, adapter_for
 
 
 class Attached:
-    """What `attach` yields: the resolved plan, and the record of the last call's choices in `last`.
-    """
+    """What `attach` yields: the resolved plan, and the record of the last call's choices in `last`."""
 
     def __init__(self, adapter: AutoAdapter, plan: Plan) -> None:
         self.adapter = adapter

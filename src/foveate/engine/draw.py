@@ -20,7 +20,7 @@ SMALL, LARGE = 336, 1024  # longest side of a drawn picture in pixels
 EDGE = np.array([255, 176, 0], np.float32)
 NIGHT = np.array([16, 20, 34], np.float32)
 _GAP = 12
-_BLANK = (255, 255, 255)
+PAPER = (250, 249, 246)
 
 
 def field_of_view(image_processor: Any, size: tuple[int, int]) -> Box | None:
@@ -59,9 +59,10 @@ def kept_picture(
     if not segments:
         raise InputError("there are no visual tokens to draw")
     canvas = fit(image)
-    seen = _scaled(field, image.size, canvas.size)
     tiles = [s for s in segments if s.kind == "tile"]
     rest = [s for s in segments if s.kind != "tile"]
+    # Tiles are cut from the whole picture, whatever the processor's crop setting says.
+    seen = None if tiles else _scaled(field, image.size, canvas.size)
     if not tiles:
         return _lit(canvas, _placed(rest[-1], seen), seen)
     if len(tiles) == 1:
@@ -80,7 +81,7 @@ def kept_picture(
 
 
 def kept_frames(frames: Sequence[Image.Image], segments: Sequence[KeptSegment]) -> Image.Image:
-    """A strip of video frames, one for each temporal row of the grid: the middle frame of its time."""
+    """A page of video frames in order, one for each temporal row of the grid: the middle of its time."""
     if not segments or not frames:
         raise InputError("there are no video frames to draw")
     masks = [mask for segment in segments for mask in _grid(segment)]
@@ -89,10 +90,11 @@ def kept_frames(frames: Sequence[Image.Image], segments: Sequence[KeptSegment]) 
     for at, mask in zip(places, masks, strict=True):
         frame = frames[int(at)].convert("RGB")
         shown.append(_lit(fit(frame, small=224, large=320), mask, None))
-    columns = min(len(shown), 6 if len(shown) > 4 else 4)
+    width, height = shown[0].size
+    columns = min(len(shown), max(1, round(math.sqrt(1.6 * len(shown) * height / width))))
     lines = [beside(shown[i : i + columns], 6) for i in range(0, len(shown), columns)]
     page = Image.new(
-        "RGB", (max(x.width for x in lines), sum(x.height + 6 for x in lines) - 6), _BLANK
+        "RGB", (max(x.width for x in lines), sum(x.height + 6 for x in lines) - 6), PAPER
     )
     top = 0
     for line in lines:
@@ -144,7 +146,7 @@ def fit(image: Image.Image, small: int = SMALL, large: int = LARGE) -> Image.Ima
 def beside(pictures: Sequence[Image.Image], gap: int = _GAP) -> Image.Image:
     """Pictures in one row, aligned at the top."""
     width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
-    page = Image.new("RGB", (width, max(p.height for p in pictures)), _BLANK)
+    page = Image.new("RGB", (width, max(p.height for p in pictures)), PAPER)
     left = 0
     for picture in pictures:
         page.paste(picture, (left, 0))

@@ -323,8 +323,7 @@ class _FirstLogits:
 
 
 def kv_bytes(cache: Any, tokens: int) -> int | None:
-    """Bytes that one request's own entries take in the attention layers' caches, padding left out.
-    """
+    """Bytes that one request's own entries take in the attention layers' caches, padding left out."""
     if cache is None:
         return None
     total = 0

@@ -1,5 +1,4 @@
-"""Load a model and its processor from a local folder or a hub id: safetensors only, no remote code.
-"""
+"""Load a model and its processor from a local folder or a hub id: safetensors only, no remote code."""
 
 from __future__ import annotations
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from foveate.engine.draw import field_of_view, fit, kept_frames, kept_picture
+from foveate.engine.draw import PAPER, field_of_view, fit, kept_frames, kept_picture
 from foveate.engine.request import Answer
 
-PAPER, INK, SOFT = (250, 249, 246), (28, 30, 36), (104, 106, 114)
+INK, SOFT = (28, 30, 36), (104, 106, 114)
 _MARGIN, _GAP = 28, 24
 _TITLE, _TEXT = 18, 15
 SMALLEST = 280  # a panel is never narrower, so that its labels can be read
@@ -58,23 +58,25 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str = "", note: str = "") ->
         max([SMALLEST, *(row[c].width for row in pictures if c < len(row))]) for c in range(columns)
     ]
     texts = [[_wrapped(p, widths[c]) for c, p in enumerate(row)] for row in rows]
-    heights = [max(p.height for p in row) for row in pictures]
-    below = [max(_text_height(t) for t in row) for row in texts]
+    heights = [
+        max(p.height + _text_height(t) for p, t in zip(row, words, strict=True))
+        for row, words in zip(pictures, texts, strict=True)
+    ]
     width = 2 * _MARGIN + sum(widths) + _GAP * (columns - 1)
     head = _wrap(heading, _font(24), width - 2 * _MARGIN) if heading else []
     foot = _wrap(note, _font(_TEXT), width - 2 * _MARGIN) if note else []
     top = _MARGIN + (len(head) * 32 + 12 if head else 0)
-    height = top + sum(heights) + sum(below) + _GAP * (len(rows) - 1) + _MARGIN
+    height = top + sum(heights) + _GAP * (len(rows) - 1) + _MARGIN
     height += len(foot) * 21 + 10 if foot else 0
     page = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(page)
     for i, line in enumerate(head):
         draw.text((_MARGIN, _MARGIN + i * 32 - 6), line, INK, font=_font(24))
-    for row, row_texts, tall, text in zip(pictures, texts, heights, below, strict=True):
+    for row, row_texts, tall in zip(pictures, texts, heights, strict=True):
         left = _MARGIN
         for picture, (title, lines), wide in zip(row, row_texts, widths, strict=False):
-            page.paste(picture, (left, top + tall - picture.height))
-            y = top + tall + 10
+            page.paste(picture, (left, top))
+            y = top + picture.height + 10
             for line in title:
                 draw.text((left, y), line, INK, font=_font(_TITLE))
                 y += 25
@@ -82,7 +84,7 @@ def sheet(rows: Sequence[Sequence[Panel]], heading: str = "", note: str = "") ->
                 draw.text((left, y), line, SOFT, font=_font(_TEXT))
                 y += 21
             left += wide + _GAP
-        top += tall + text + _GAP
+        top += tall + _GAP
     for i, line in enumerate(foot):
         y = height - _MARGIN - (len(foot) - i) * 21 + 8
         draw.text((_MARGIN, y), line, SOFT, font=_font(_TEXT))

@@ -24,8 +24,9 @@ from foveate.core.views import Attention, BlockView, Grid, Reduction
 from foveate.engine.rows import Placed
 from foveate.engine.tower_run import TowerRun, check, host, numbered
 from foveate.models import compat
-from foveate.models.adapter import AutoAdapter, square
+from foveate.models.adapter import AutoAdapter
 from foveate.models.encoded import block_index
+from foveate.models.grids import square
 
 # A block that takes anything else carries rotary angles or packing borders for each of its tokens.
 _PLAIN = {"self", "hidden_states", "attention_mask", "kwargs"}
@@ -131,11 +132,10 @@ class TowerPass:
             labels = np.concatenate([r.labels() for r in numbered(self.encodes[0])])
             source, group = host(piece.source), host(piece.group)
             there = group >= 0
-            label, token = labels[source[there]], group[there]
-            order = np.argsort(token, kind="stable")
-            label, token = label[order], token[order]
-            present, first = np.unique(label, return_index=True)
-            out.append(Reduction.pick(token[first[present >= 0]], n))
+            owner = np.full(n, -1)
+            owner[group[there]] = labels[source[there]]
+            present, first = np.unique(owner, return_index=True)
+            out.append(Reduction.pick(first[present >= 0], n))
         return out
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -28,6 +28,7 @@ from foveate.models.encoded import (
     flatten_capture,
     flatten_hidden,
 )
+from foveate.models.grids import block_group, square
 
 MODALITIES = ("image", "video")
 _PIXELS = {"image": ("pixel_values", "image_patches"), "video": ("pixel_values_videos",)}
@@ -135,8 +136,7 @@ class AutoAdapter:
         return getattr(self.base, f"get_{modality}_features", None)
 
     def media_kwargs(self, kwargs: Mapping[str, Any], modality: str) -> dict[str, Any]:
-        """The part of a processor's output that get_<modality>_features takes; {} without pixels.
-        """
+        """The part of a processor's output that get_<modality>_features takes; {} without pixels."""
         fn = self.feature_fn(modality)
         if fn is None or not any(kwargs.get(p) is not None for p in _PIXELS[modality]):
             return {}
@@ -360,8 +360,7 @@ class AutoAdapter:
     def repack(
         self, encoded: Encoded, payloads: Sequence[Tensor], deepstack: Sequence[list[Tensor] | None]
     ) -> Any:
-        """A fresh output object with these payloads, in the container the model's forward expects.
-        """
+        """A fresh output object with these payloads, in the container the model's forward expects."""
         out = encoded.out
         fields = {k: v for k, v in out.items() if k not in ("hidden_states", "attentions")}
         new = type(out)(**fields)
@@ -385,31 +384,3 @@ class AutoAdapter:
         By convention a piece that knows its picture keeps it.
         """
         return [p.picture for p in pieces]
-
-
-def square(n: int) -> tuple[int, int]:
-    """(h, w) of n tokens: square if n is one, else a line."""
-    side = math.isqrt(n)
-    return (side, side) if side * side == n else (1, n)
-
-
-def block_group(patches: int, n: int, device: Any) -> Tensor | None:
-    """Patch -> token where an s x s block of a square grid becomes a token; None if n does not fit.
-    """
-    if patches < n or n == 0:
-        return None
-    if patches == n:
-        return torch.arange(n, device=device)
-    side, small = math.isqrt(patches), math.isqrt(n)
-    if side * side != patches or small * small != n or side % small:
-        return None
-    scale = side // small
-    line = torch.arange(side, device=device) // scale
-    return (line[:, None] * small + line[None, :]).flatten()
-
-
-def by_run(runs: Iterable[int]) -> Iterator[int]:
-    """Number the distinct runs 0, 1, … in order of appearance."""
-    seen: dict[int, int] = {}
-    for run in runs:
-        yield seen.setdefault(run, len(seen))

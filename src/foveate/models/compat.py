@@ -302,8 +302,7 @@ def attention_modules(vision: nn.Module) -> list[nn.Module]:
 
 
 def tower_blocks(vision: nn.Module) -> list[nn.Module]:
-    """The tower's blocks in depth order: the modules that each hold exactly one attention module.
-    """
+    """The tower's blocks in depth order: the modules that each hold exactly one attention module."""
     owners: list[nn.Module] = []
     leaves = {id(m) for m in attention_modules(vision)}
     for child in vision.modules():

@@ -49,7 +49,8 @@ def each(
             out.append(identity(segment))
         else:
             arrays.check_finite(segment.features, f"features of image {segment.image}:")
-            out.append(choose(segment, k))
+            with arrays.exact(segment.features):
+                out.append(choose(segment, k))
     return out
 
 
@@ -132,7 +133,10 @@ def mean_keys(segment: Segment, layer: int, method: str) -> Array:
         raise lacks(method, f"keys of encoder layer {layer}")
     arrays.check_finite(keys, f"keys of encoder layer {layer}")
     xp = arrays.namespace(keys)
-    return to_projected(segment, xp.mean(xp.astype(keys, arrays.wide(keys)), axis=1), method)
+    heads = int(keys.shape[1])
+    # Head by head: a float64 copy of all keys would be twice the size of the encoder's features.
+    total = sum(xp.astype(keys[:, h, :], arrays.wide(keys)) for h in range(heads))
+    return to_projected(segment, total / heads, method)
 
 
 def full_keys(segment: Segment, layer: int, method: str) -> Array:

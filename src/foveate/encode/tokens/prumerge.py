@@ -53,18 +53,22 @@ def outliers(score: np.ndarray) -> int:
 
 def neighbours(keys: Array, chosen: np.ndarray, count: int) -> np.ndarray:
     """(t, count): for each chosen token the others with the most similar keys (n, a), by cosine."""
-    u = arrays.unit(keys)
-    n = int(u.shape[0])
+    n = int(keys.shape[0])
     count = min(count, n - 1)
     out = np.empty((chosen.size, count), dtype=np.int64)
-    step = max(1, (1 << 20) // n)
-    for a in range(0, chosen.size, step):
-        part = chosen[a : a + step]
-        close = arrays.quantum(arrays.take(u, part) @ u.T)
-        close[np.arange(part.size), part] = -(2 << arrays.GRID_BITS)
+    for a in range(0, chosen.size, 256):
+        part = chosen[a : a + 256]
+        own = arrays.unit(arrays.take(keys, part))
+        # Blocks of keys are brought to length one anew for each part: a float64 copy of all of
+        # them would cost more memory than the time is worth.
+        close = [
+            arrays.quantum(own @ arrays.unit(keys[b : b + 1024, :]).T) for b in range(0, n, 1024)
+        ]
+        unique = np.concatenate(close, axis=1)
+        unique[np.arange(part.size), part] = -(2 << arrays.GRID_BITS)
         # The position breaks ties: every value differs, so a partition is a stable choice.
-        unique = close * n - np.arange(n)
-        out[a : a + step] = np.argpartition(-unique, count - 1, axis=1)[:, :count]
+        unique = np.arange(n) - unique * n
+        out[a : a + 256] = np.argpartition(unique, count - 1, axis=1)[:, :count]
     return out
 
 

@@ -127,7 +127,8 @@ class TrimTokenatorLC(TokenMethod):
         owner = np.asarray([segments[i].image for i in home])
         xp = arrays.namespace(segments[0].features)
         union = xp.concat(
-            [arrays.take(s.features, x) for s, x in zip(segments, local, strict=True)], axis=0
+            [arrays.f32(arrays.take(s.features, x)) for s, x in zip(segments, local, strict=True)],
+            axis=0,
         )
         candidates = min(place.size, math.ceil(self.pool * total))
         pool = arrays.ascending(arrays.greedy_mean(union, candidates))

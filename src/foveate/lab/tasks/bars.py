@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..canvas import Ask, Box, Canvas, Layer, Scene
-from ..looks import Look, text_width
+from ..looks import Floats, Look, text_width
 from ..words import COLOURS, KEYS, SIDE, SIGNS
 
 FAMILIES = ("bar",)
@@ -44,13 +44,7 @@ def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
     return Scene("bars", canvas, asks)
 
 
-def _axis(
-    canvas: Canvas,
-    base: int,
-    unit: int,
-    top: int,
-    ink: np.ndarray[tuple[int, ...], np.dtype[np.float32]],
-) -> list[Box]:
+def _axis(canvas: Canvas, base: int, unit: int, top: int, ink: Floats) -> list[Box]:
     """Grid lines and labels at every five; the boxes of the labels are evidence for each bar."""
     font = canvas.look.fonts[int(canvas.rng.integers(len(canvas.look.fonts)))]
     found: list[Box] = []

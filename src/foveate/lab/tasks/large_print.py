@@ -21,18 +21,15 @@ LENGTHS = ((2, 3), (3, 4), (3, 4))
 def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
     """A code or a word in large type and up to three shapes beside it."""
     canvas = Canvas(rng, look)
-    font, size = (
-        pick(rng, look.fonts),
-        int(rng.integers(SIZES_PX[level][0], SIZES_PX[level][1] + 1)),
-    )
+    font, (low, high) = pick(rng, look.fonts), SIZES_PX[level]
+    size = int(rng.integers(low, high + 1))
     is_word = rng.random() < 0.35
     if is_word:
         text = pick(rng, WORDS)
     else:
-        text = "".join(
-            pick(rng, list(CODE_CHARS))
-            for _ in range(int(rng.integers(LENGTHS[level][0], LENGTHS[level][1] + 1)))
-        )
+        shortest, longest = LENGTHS[level]
+        length = int(rng.integers(shortest, longest + 1))
+        text = "".join(pick(rng, list(CODE_CHARS)) for _ in range(length))
     while text_width(font, size, text) > SIDE - 6:
         size -= 1
     spot = canvas.room(text_width(font, size, text) + 2, int(size * 1.25))
@@ -79,13 +76,12 @@ def draw_page(rng: np.random.Generator, look: Look, level: int) -> Scene:
 
 def _item(rng: np.random.Generator) -> tuple[str, str]:
     """A code, a word, or a pair of key and number, with the word it carries."""
-    draw = rng.random()
-    if draw < 0.68:
-        return "".join(
-            pick(rng, list(CODE_CHARS if rng.random() < 0.75 else DIGITS))
-            for _ in range(int(rng.integers(1, 5)))
-        ), ""
+    kind = rng.random()
+    if kind < 0.68:
+        length = int(rng.integers(1, 5))
+        pools = (CODE_CHARS if rng.random() < 0.75 else DIGITS for _ in range(length))
+        return "".join(pick(rng, list(pool)) for pool in pools), ""
     word = pick(rng, WORDS)
-    if draw < 0.9:
+    if kind < 0.9:
         return word, word
     return word + ":" + "".join(pick(rng, list(DIGITS)) for _ in range(2)), word

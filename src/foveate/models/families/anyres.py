@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.models.adapter import AutoAdapter, family, square
+from foveate.models.adapter import AutoAdapter, family
 from foveate.models.encoded import Piece
+from foveate.models.grids import square
 
 
 @family("llava_next", "llava_onevision", "llava_next_video")

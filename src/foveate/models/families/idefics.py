@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.models.adapter import AutoAdapter, block_group, family, square
+from foveate.models.adapter import AutoAdapter, family
 from foveate.models.encoded import Piece
+from foveate.models.grids import block_group, square
 
 
 @family("idefics3", "smolvlm")

@@ -16,8 +16,7 @@ from foveate.models.encoded import Piece
 
 @family("llava")
 class LlavaAdapter(AutoAdapter):
-    """Tiles of a square tower, or (Pixtral) one packed run of rows whose size `image_sizes` gives.
-    """
+    """Tiles of a square tower, or (Pixtral) one packed run of rows whose size `image_sizes` gives."""
 
     tokenwise = True
 

@@ -25,7 +25,10 @@ class WindowedAdapter(AutoAdapter):
             grids = mm["video_grid_thw"]
         order = compat.window_order(self.config.vision_config, grids).to(tokens.device)
         unit = tokens.shape[0] // order.shape[0]
-        return tokens.unflatten(0, (-1, unit))[torch.argsort(order)].flatten(0, 1)
+        windows = tokens.unflatten(0, (-1, unit))
+        pixels = torch.empty_like(windows)
+        pixels[order] = windows
+        return pixels.flatten(0, 1)
 
 
 @family("paddleocr_vl")

@@ -1,5 +1,4 @@
-"""Towers whose pictures have sizes of their own: LFM2-VL, Gemma 4, MiniCPM-V 4.6, Molmo 2, Ovis 2.
-"""
+"""Towers whose pictures have sizes of their own: LFM2-VL, Gemma 4, MiniCPM-V 4.6, Molmo 2, Ovis 2."""
 
 from __future__ import annotations
 
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from foveate.core.views import Kind
-from foveate.models.adapter import AutoAdapter, family, square
+from foveate.models.adapter import AutoAdapter, family
 from foveate.models.encoded import Piece
+from foveate.models.grids import by_run
 
 
 def grouped(f: Tensor, x: Tensor, y: Tensor, source: Tensor, i: int) -> Piece:
@@ -156,8 +156,6 @@ class TiledAdapter(AutoAdapter):
         return self.tiled(self.features(out), self._tile_tokens(out), kind="tile")
 
     def pictures(self, pieces: Any, runs: Any, ids: Tensor) -> list[int]:
-        from foveate.models.adapter import by_run
-
         return list(by_run(runs))
 
 
@@ -167,6 +165,3 @@ class Gemma3nAdapter(AutoAdapter):
 
     def _tile_tokens(self, out: Any) -> int:
         return 0
-
-
-__all__ = ["grouped", "square"]

@@ -36,7 +36,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {here!r})
-from test_training import TINY
+from test_lab_training import TINY
 from foveate.lab.recipe import from_dict
 from foveate.lab.train import Trainer
 
