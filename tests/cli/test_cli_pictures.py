@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foveate.cli.asking import Task, pictures_of
+from foveate.cli.sources import Item
+from foveate.core import Plan
 from foveate.core.errors import InputError, UnsupportedError
 from foveate.core.views import Box
 from foveate.engine.draw import (
@@ -23,6 +26,8 @@ from foveate.engine.draw import (
 from foveate.engine.request import Answer, KeptSegment
 from foveate.engine.sheet import Panel, answer_pictures, sheet
 from tests.cli.cli_cases import call, last_json, process
+from tests.models.tiny_processors import save_folder
+from tests.support import tiny
 
 RED = (200, 40, 40)
 
@@ -215,3 +220,69 @@ def test_the_demo_prints_its_tables(tmp_path: Path, llava: Path) -> None:
     assert done.exit_code == 0, done.stderr
     for word in ("a form", "a chart", "truth", "visual tokens kept", "prefill", "0.50", "wrote"):
         assert word in done.stdout
+
+
+# --- videos -------------------------------------------------------------------------------------
+def test_frames_that_a_family_reads_as_pictures_belong_to_their_video() -> None:
+    frames = [red(64, 64)] * 4
+    parts = tuple(kept((1, 2, 2), [i % 4], image=i) for i in range(8))
+    (one,) = answer_pictures(Answer("x", kept=parts), None, [frames * 2])
+    assert (np.asarray(one) == np.asarray(kept_frames(frames * 2, parts))).all()
+    first, second = answer_pictures(Answer("x", kept=parts), None, [frames, frames])
+    assert (np.asarray(second) == np.asarray(kept_frames(frames, parts[4:]))).all()
+    assert (np.asarray(first) == np.asarray(second)).all()
+    with pytest.raises(UnsupportedError, match="one video at a time"):
+        answer_pictures(Answer("x", kept=parts), None, [frames, frames[:2]])
+
+
+def clip(path: Path, frames: int = 6) -> Path:
+    """An mp4 whose frames get lighter."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=4)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for i in range(frames):
+            pixels = np.full((48, 64, 3), 40 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def test_a_video_is_answered_and_drawn(tmp_path: Path) -> None:
+    folder = save_folder("qwen2_5_vl", tiny.make_model("qwen2_5_vl"), tmp_path)
+    film, target = clip(tmp_path / "film.mp4"), tmp_path / "kept.png"
+    words = ("run", film, "-q", "what ?", "--model", folder, "--max-new-tokens", 1, "--json")
+    done = call(*words, "--plan", "uniform:keep=1/4", "--picture", target)
+    assert done.exit_code == 0, done.stderr
+    report = last_json(done.stdout)["results"][0]["plan"]["report"]
+    (segment,) = report["segments"]
+    assert segment["kind"] == "video" and segment["grid"][0] == 3  # two frames a temporal row
+    assert segment["tokens_kept"] * 4 == pytest.approx(segment["tokens_in"], abs=2)
+    with Image.open(target) as image:
+        assert image.width > 400
+    fewer = call(*words, "--max-frames", 2)
+    notes = last_json(fewer.stdout)["results"][0]["full"]["notes"]
+    assert any("cap of 2" in n for n in notes)
+
+
+@pytest.mark.parametrize(
+    ("plan", "item"), [("tiles:keep=1/2", Item("a.png")), ("frames:frames=2", Item("a.mp4", True))]
+)
+def test_left_out_tiles_and_frames_are_not_guessed(plan: str, item: Item) -> None:
+    tiles = tuple(kept((1, 2, 2), [0], "tile") for _ in range(2))
+    with pytest.raises(UnsupportedError, match="leaves out"):
+        pictures_of(
+            SimpleNamespace(),  # type: ignore[arg-type]
+            Task((item,)),
+            Plan.parse(plan),
+            Answer("x", kept=tiles, pictures=(red(),)),
+        )
+
+
+def test_a_playlist_is_refused(llava: Path, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    film.write_text("#EXTM3U\nhttp://example.org/a.ts\n")
+    done = call("run", film, "-q", "what ?", "--model", llava, "--json")
+    assert done.exit_code == 2
+    assert "playlist" in last_json(done.stdout)["results"][0]["error"]["message"]

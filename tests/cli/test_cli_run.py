@@ -141,6 +141,20 @@ def test_the_kept_patches_are_written(llava: Path, tmp_path: Path, picture: Path
         assert isinstance(unseen, tuple) and max(unseen) < 80
 
 
+def test_a_picture_that_cannot_be_written_does_not_cost_the_answer(
+    llava: Path, tmp_path: Path, picture: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    done = call("run", picture, "-q", Q, "--model", llava, "--json", "--max-new-tokens", 1,
+                "--picture", tmp_path / "kept.png")  # fmt: skip
+    data = last_json(done.stdout)
+    assert done.exit_code == 2 and data["results"][0]["full"]["report"] and data["picture"] is None
+    assert "No space left" in data["error"]["message"]
+
+
 def test_several_pictures_make_a_sheet(llava: Path, tmp_path: Path) -> None:
     pictures = [noise(tmp_path / f"{i}.png", 40, 40, i) for i in range(4)]
     target = tmp_path / "sheet.png"

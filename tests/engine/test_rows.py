@@ -59,6 +59,27 @@ def test_a_clip_tower_is_asked_for_by_name() -> None:
         question_of(adapter_for(model), method, torch.tensor([5]), -1, frozenset())
 
 
+def test_a_text_tower_that_the_user_supplies_is_asked_once_a_request() -> None:
+    model = tiny.make_model("llava")
+    mm = tiny.split_images("llava", tiny.image_inputs("llava"))[0]
+    row = tiny.prompt("llava", model, mm)
+    asked: list[list[int]] = []
+
+    def tower(ids: list[int]) -> torch.Tensor:
+        asked.append(ids)
+        return torch.randn(32, generator=torch.Generator().manual_seed(sum(ids)))
+
+    plan = Plan.parse("cdpruner-clip:keep=1/2")
+    one = compress(adapter_for(model), plan, {**row, **mm}, text_tower=tower)
+    words = row["input_ids"][0]
+    last = int((words == tiny.IMAGE).nonzero()[-1, 0])
+    assert asked == [words[last + 1 :].tolist()]
+    other = {**row, "input_ids": row["input_ids"].clone()}
+    other["input_ids"][0, -1] = 9
+    two = compress(adapter_for(model), plan, {**other, **mm}, text_tower=tower)
+    assert one.rows[0].reductions[0].anchor.tolist() != two.rows[0].reductions[0].anchor.tolist()
+
+
 @pytest.mark.parametrize("change", ["one more", "one less", "none"])
 def test_placeholders_and_pictures_must_agree(change: str) -> None:
     model = tiny.make_model("llava")

@@ -16,6 +16,7 @@ from foveate.core import BlockView, Need, Plan, Reduction, TowerMethod
 from foveate.core.errors import PlanError, UnsupportedError
 from foveate.engine.compress import compress
 from foveate.engine.tower import around_tower
+from foveate.engine.tower_run import TowerRun
 from foveate.models import compat
 from foveate.models.adapter import AutoAdapter, adapter_for
 from tests.engine.test_attach import snapshot
@@ -392,3 +393,37 @@ def test_features_encoded_before_do_not_mix_with_a_tower_method() -> None:
     found = {"image": adapter.encode(adapter.media_kwargs(call, "image"))}
     with pytest.raises(UnsupportedError, match="tome"):
         compress(adapter, Plan.parse("tome:keep=1/2"), call, encoded=found)
+
+
+@pytest.mark.parametrize("front", [0, 1])
+def test_rounds_compose_into_one_map(front: int) -> None:
+    """Merged, scattered and gathered again: each token is the mean of its patches, three times."""
+    run = TowerRun(2, 9 + front, front, 0, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    full = torch.randn(2, 9 + front, 3, generator=generator)
+    tokens, names = full, [[{i} for i in range(9 + front)] for _ in range(2)]
+    for pairs in ([(0, 1), (4, 6)], [(1, 3)], [(0, 4)]):
+        answers = []
+        for p in range(2):
+            m = run.now
+            row, size = np.arange(m), run.size[p].double().numpy()
+            for a, b in pairs:
+                pair = ((a + p) % (m - front) + front, (b + p) % (m - front) + front)
+                first, second = sorted(pair)
+                row[second] = row[first]
+                names[p][first] = names[p][first] | names[p][second]
+            heads, row = np.unique(row, return_inverse=True)
+            names[p] = [names[p][h] for h in heads]
+            total = np.bincount(row, weights=size)
+            answers.append(Reduction.of(heads, row, np.arange(m), size / total[row], m, "hidden"))
+        tokens = run.merge(tokens, answers)
+        spread = run.scatter(tokens, full)
+        assert torch.equal(run.gather(spread), tokens)
+        for p in range(2):
+            for token, members in enumerate(names[p]):
+                where = sorted(members)
+                mean = full[p, where].mean(0)
+                assert torch.allclose(tokens[p, token], mean, atol=1e-6)
+                assert torch.allclose(spread[p, where], mean.expand(len(where), -1), atol=1e-6)
+                assert run.size[p, token] == len(where)
+        assert (run.protected.sum(1) == front).all()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.cli import console, options
 from foveate.cli.sources import Item
+from foveate.core.errors import UnsupportedError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -104,19 +105,31 @@ def _streamer(engine: Engine) -> Any:
     return Safe(engine.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-def pictures_of(answer: Answer, processor: Any, task: Task, engine: Engine) -> list[Any]:
-    """Drawn pictures of one answer; video frames are read once more, the same ones."""
+def pictures_of(engine: Engine, task: Task, plan: Plan, answer: Answer) -> list[Any]:
+    """Drawn pictures of one answer; video frames are read once more, the same ones.
+
+    UnsupportedError where tokens have no place in the picture, or a plan dropped tiles or frames, whose
+    places an answer does not record.
+    """
     from PIL import Image
 
     from foveate.engine.sheet import answer_pictures
     from foveate.models.video import load_video
 
+    method: Any = plan.stage("pixels")
+    acts = getattr(method, "acts", None)
+    parted = acts == "tiles" and any(s.kind == "tile" for s in answer.kept)
+    if parted or (acts == "frames" and any(i.video for i in task.items)):
+        raise UnsupportedError(
+            f"{method.name} leaves out {acts}, and an answer does not record which: draw "
+            "a plan without it"
+        )
     videos = [
         [Image.fromarray(f) for f in load_video(i.source, max_frames=engine.max_frames).frames]
         for i in task.items
         if i.video
     ]
-    return answer_pictures(answer, processor, videos)
+    return answer_pictures(answer, getattr(engine.processor, "image_processor", None), videos)
 
 
 def heading(engine: Engine, plan: Plan) -> dict[str, str]:

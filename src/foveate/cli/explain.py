@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,8 @@ from foveate.core.errors import FoveateError, InputError, UnsupportedError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from foveate.engine.engine import Engine
     from foveate.engine.request import Answer
     from foveate.engine.sheet import Panel
@@ -63,7 +65,7 @@ def explain(
     first = runs[0]
     if isinstance(first, FoveateError):
         raise first
-    _write(engine, task, (Plan(), *plans), runs, question, target)
+    _write(engine, task, (Plan(), *plans), runs, first, question, target)
     code = next((r.exit_code for r in runs if isinstance(r, FoveateError)), 0)
     _print(engine, task, (Plan(), *plans), runs, question, target, as_json)
     return code
@@ -89,29 +91,48 @@ def _write(
     task: Task,
     plans: tuple[Plan, ...],
     runs: list[Answer | FoveateError],
+    first: Answer,
     question: str,
     target: Path,
 ) -> None:
     from foveate.engine.sheet import sheet
 
-    panels = [_panel(engine, task, p, r, runs[0]) for p, r in zip(plans, runs, strict=True)]
+    panels = [_panel(engine, task, p, r, first) for p, r in zip(plans, runs, strict=True)]
     columns = len(panels) if len(panels) <= COLUMNS + 1 else COLUMNS
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
     save_picture(sheet(rows, question, FOOT.format(Path(engine.name).name)), target)
 
 
-def _panel(engine: Engine, task: Task, plan: Plan, run: Answer | FoveateError, first: Any) -> Panel:
-    from foveate.engine.draw import beside
+def _panel(
+    engine: Engine, task: Task, plan: Plan, run: Answer | FoveateError, first: Answer
+) -> Panel:
+    from foveate.engine.draw import beside, fit
     from foveate.engine.sheet import Panel, refused_panel
 
     name = "all tokens" if plan.is_identity else str(plan)
-    processor = getattr(engine.processor, "image_processor", None)
-    if isinstance(run, FoveateError) or run.report is None:
-        return refused_panel(beside(pictures_of(first, processor, task, engine)), name, str(run))
+    if isinstance(run, FoveateError):
+        return refused_panel(_still(engine, task, first), name, str(run))
+    if run.report is None:
+        raise InputError("the engine gave no report")
     kept, whole = run.report.visual_tokens_kept, run.report.visual_tokens_in
-    line = f"{kept} of {whole} tokens ({run.report.keep_ratio:.0%})"
-    shown = beside(pictures_of(run, processor, task, engine))
-    return Panel(shown, name, (line, f"answer: {run.text}"))
+    lines = (f"{kept} of {whole} tokens ({run.report.keep_ratio:.0%})", f"answer: {run.text}")
+    try:
+        return Panel(beside(pictures_of(engine, task, plan, run)), name, lines)
+    except UnsupportedError as error:
+        plain = fit(_still(engine, task, run))
+        return Panel(plain, name, (*lines, f"kept patches are not drawn: {error}"))
+
+
+def _still(engine: Engine, task: Task, answer: Answer) -> Image.Image:
+    """The picture itself, or a video's first frame."""
+    from PIL import Image
+
+    from foveate.models.video import load_video
+
+    if answer.pictures:
+        picture: Image.Image = answer.pictures[0]
+        return picture
+    return Image.fromarray(load_video(task.items[0].source, max_frames=engine.max_frames).frames[0])
 
 
 def _print(

@@ -85,7 +85,7 @@ def run(
     words = question or ""
     requests = [t.request(words, system) for t in tasks]
     pairs = answer_all(engine, requests, asked, stream=stream)
-    problem = _draw(engine, tasks, pairs, target) if target is not None else None
+    problem = _draw(engine, tasks, asked, pairs, target) if target is not None else None
     if as_json:
         _print_json(engine, asked, tasks, words, pairs, target, problem)
     else:
@@ -152,20 +152,19 @@ def show(task: Task, asked: Asked, pair: Pair, *, several: bool, streamed: bool 
 
 
 def _draw(
-    engine: Engine, tasks: list[Task], pairs: list[Pair], target: Path
+    engine: Engine, tasks: list[Task], asked: Asked, pairs: list[Pair], target: Path
 ) -> FoveateError | None:
     """Write the kept patches of every request that was answered; an error if there is nothing to draw."""
     from foveate.engine.draw import beside
     from foveate.engine.sheet import Panel, sheet
 
-    processor = getattr(engine.processor, "image_processor", None)
     panels = []
     for task, (full, plan) in zip(tasks, pairs, strict=True):
         answer = plan if plan is not None else full
         if answer is None or answer.report is None:
             continue
         try:
-            shown = pictures_of(answer, processor, task, engine)
+            shown = pictures_of(engine, task, asked.plan, answer)
         except UnsupportedError as error:
             return error
         line = f"{answer.report.visual_tokens_kept} of {answer.report.visual_tokens_in} tokens kept"
@@ -174,7 +173,10 @@ def _draw(
         return InputError(f"{target} was not written: no request was answered")
     columns = min(3, len(panels))
     rows = [panels[i : i + columns] for i in range(0, len(panels), columns)]
-    save_picture(panels[0].image if len(panels) == 1 else sheet(rows), target)
+    try:
+        save_picture(panels[0].image if len(panels) == 1 else sheet(rows), target)
+    except InputError as error:
+        return error  # a full disk must not cost the answers
     return None
 
 

@@ -150,13 +150,12 @@ def greedy_maxmin(x: Array | Similarity, k: int) -> np.ndarray:
     closest = np.full(s.n, np.iinfo(np.int64).min, dtype=np.int64)
     chosen = [int(s.neighbour().argmin()) if s.n > 1 else 0]
     ahead = _Ahead(s)
-    while True:
+    while len(chosen) < k:
         j = chosen[-1]
         np.maximum(closest, ahead.row(j, closest), out=closest)
         closest[j] = _TAKEN
-        if len(chosen) == k:
-            return np.asarray(chosen, dtype=np.int64)
         chosen.append(int(closest.argmin()))
+    return np.asarray(chosen, dtype=np.int64)
 
 
 def greedy_mean(x: Array | Similarity, k: int) -> np.ndarray:
@@ -171,18 +170,17 @@ def greedy_mean(x: Array | Similarity, k: int) -> np.ndarray:
     if k <= 0:
         return np.empty(0, dtype=np.int64)
     total = np.zeros(s.n, dtype=np.int64)
+    free = np.ones(s.n, dtype=bool)
+    cost = total
     chosen = [int(s.sums().argmin())]
     ahead = _Ahead(s)
-    while True:
+    while len(chosen) < k:
         j = chosen[-1]
-        # A taken token starts so high that no sum of similarities can bring it back.
-        taken = total[j] == _TAKEN
-        if not taken:
-            total += np.where(total == _TAKEN, 0, ahead.row(j, total))
-            total[j] = _TAKEN
-        if len(chosen) == k:
-            return np.asarray(chosen, dtype=np.int64)
-        chosen.append(int(total.argmin()))
+        free[j] = False
+        total = total + ahead.row(j, cost)
+        cost = np.where(free, total, _TAKEN)
+        chosen.append(int(cost.argmin()))
+    return np.asarray(chosen, dtype=np.int64)
 
 
 def greedy_mmr(x: Array | Similarity, relevance: np.ndarray, balance: float, k: int) -> np.ndarray:
@@ -198,18 +196,18 @@ def greedy_mmr(x: Array | Similarity, relevance: np.ndarray, balance: float, k: 
         return np.empty(0, dtype=np.int64)
     gain = quantum(relevance * balance)
     closest = np.full(s.n, -_ONE, dtype=np.int64)
+    free = np.ones(s.n, dtype=bool)
     cost = -gain
     chosen = [int(cost.argmin())]
-    free = np.ones(s.n, dtype=bool)
     ahead = _Ahead(s)
-    while True:
+    while len(chosen) < k:
         j = chosen[-1]
         free[j] = False
-        if len(chosen) == k:
-            return np.asarray(chosen, dtype=np.int64)
-        np.maximum(closest, ahead.row(j, np.where(free, cost, _TAKEN)), out=closest)
-        cost = np.rint((1.0 - balance) * closest).astype(np.int64) - gain
-        chosen.append(int(np.where(free, cost, _TAKEN).argmin()))
+        np.maximum(closest, ahead.row(j, cost), out=closest)
+        spent = np.rint((1.0 - balance) * closest).astype(np.int64) - gain
+        cost = np.where(free, spent, _TAKEN)
+        chosen.append(int(cost.argmin()))
+    return np.asarray(chosen, dtype=np.int64)
 
 
 def greedy_cover(

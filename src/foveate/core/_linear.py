@@ -51,12 +51,17 @@ def f32(x: Array) -> Array:
 def check_finite(x: Array, what: str = "features") -> None:
     """NonFiniteError, with the first offending token, if x holds NaN or infinity."""
     xp = namespace(x)
-    fine = xp.isfinite(x)
-    if bool(xp.all(fine)):
+    width = max(int(np.prod(x.shape[1:], dtype=np.int64)), 1)
+    step = max(1, _BLOCK_ELEMENTS // width)
+    for start in range(0, int(x.shape[0]), step):
+        fine = xp.isfinite(x[start : start + step, ...])
+        if not bool(xp.all(fine)):
+            token = start + int(np.argwhere(~to_numpy(fine))[0][0])
+            break
+    else:
         return
-    bad = np.argwhere(~to_numpy(fine))[0]
     raise NonFiniteError(
-        f"{what} of token {int(bad[0])} are not finite; check the picture, the dtype of the model "
+        f"{what} of token {token} are not finite; check the picture, the dtype of the model "
         "(float16 overflows in some towers: try bfloat16 or float32) and its weights"
     )
 

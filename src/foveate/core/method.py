@@ -123,6 +123,7 @@ class Method:
     evidence: ClassVar[Evidence] = "reference"
     needs: ClassVar[frozenset[Need]] = frozenset()
     counts: ClassVar[Literal["image", "request", "adaptive"]] = "image"
+    video_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))

@@ -7,15 +7,16 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from foveate.core.errors import UnsupportedError
+from foveate.core.errors import InputError, UnsupportedError
 from foveate.core.plan import Plan
 from foveate.engine.compress import Compressed, compress, has_media, refuse_later_stages
+from foveate.engine.select import TextTower
 from foveate.models import compat
 from foveate.models.adapter import AutoAdapter, adapter_for
 
@@ -46,15 +47,20 @@ class _Streamer:
 
 
 @contextlib.contextmanager
-def attach(model: Any, plan: str | Plan, *, processor: Any = None) -> Iterator[Attached]:
-    """Run `plan` inside the user's own generate() and forward() calls on `model`, until the block
-    ends.
+def attach(
+    model: Any,
+    plan: str | Plan,
+    *,
+    processor: Any = None,
+    text_tower: Callable[[str], Any] | None = None,
+) -> Iterator[Attached]:
+    """Run `plan` inside the user's own generate() and forward() calls, until the block ends.
 
-    The processor, if given, tells special tokens and tile markers. Sequences start with the
-    caller's full
-    input_ids; logits of forward() are those of the shortened sequence, its loss is over the
-    caller's labels.
-    Raises UnsupportedError before any compute if the model or the plan cannot be served.
+    The processor, if given, tells special tokens and tile markers. text_tower: the question's words
+    to an embedding (e,) in the space of the encoder's features, for methods that compare the two.
+    Sequences start with the caller's full input_ids; logits of forward() are those of the shortened
+    sequence, its loss is over the caller's labels. Raises UnsupportedError before any compute if the
+    model or the plan cannot be served.
     """
     parsed = Plan.parse(plan)
     refuse_later_stages(parsed)
@@ -67,6 +73,7 @@ def attach(model: Any, plan: str | Plan, *, processor: Any = None) -> Iterator[A
     inner: Any = compat.unwrap(model)
     adapter = adapter_for(inner)
     specials = special_ids(adapter, processor)
+    tower = reading_ids(text_tower, processor)
     state = Attached(adapter, parsed.resolved(mrope=adapter.mrope))
     generate, forward = inner.generate, inner.forward
     own_forward = type(inner).forward
@@ -74,7 +81,7 @@ def attach(model: Any, plan: str | Plan, *, processor: Any = None) -> Iterator[A
     def prepared(kwargs: dict[str, Any]) -> Compressed | None:
         if parsed.is_identity or not has_media(adapter, kwargs):
             return None
-        state.last = compress(adapter, parsed, kwargs, special_ids=specials)
+        state.last = compress(adapter, parsed, kwargs, special_ids=specials, text_tower=tower)
         return state.last
 
     @functools.wraps(generate)
@@ -123,6 +130,16 @@ def special_ids(adapter: AutoAdapter, processor: Any) -> frozenset[int]:
             unknown = getattr(tokenizer, "unk_token_id", None)
             adapter.global_marker = marker if marker not in (None, unknown) else None
     return frozenset(found)
+
+
+def reading_ids(text_tower: Callable[[str], Any] | None, processor: Any) -> TextTower | None:
+    """The user's text tower as a function of token ids; it needs the processor's tokenizer."""
+    if text_tower is None:
+        return None
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if tokenizer is None:
+        raise InputError("text_tower= needs processor=, whose tokenizer reads the question's ids")
+    return lambda ids: text_tower(tokenizer.decode(ids))
 
 
 def fit_lengths(model: Any, kwargs: dict[str, Any], short: Compressed) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from foveate.core.report import SegmentReport
 from foveate.core.views import Reduction, Segment
 from foveate.engine import splice
 from foveate.engine.rows import Placed, place, segments
-from foveate.engine.select import question_of, reduce_request
+from foveate.engine.select import TextTower, question_of, reduce_request
 from foveate.engine.tower import TowerPass, around_tower
 from foveate.models import compat
 from foveate.models.adapter import MODALITIES, AutoAdapter
@@ -96,6 +96,7 @@ def compress(
     *,
     phase: Phase = untimed,
     special_ids: frozenset[int] = frozenset(),
+    text_tower: TextTower | None = None,
     encoded: dict[str, Encoded] | None = None,
 ) -> Compressed:
     """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks,
@@ -149,7 +150,9 @@ def compress(
                 last = max((int(p.at[-1]) for p in placed if p.at.size), default=-1)
                 row_ids = ids[r][torch.as_tensor(real[r], device=ids.device)]
                 skipped = int((~real[r])[: last + 1].sum())
-                question = question_of(adapter, method, row_ids, last - skipped, special_ids)
+                question = question_of(
+                    adapter, method, row_ids, last - skipped, special_ids, text_tower
+                )
             chosen = reduce_request(plan, adapter, views, question)
             if around is not None and method is None:
                 chosen = around.collapse(placed)

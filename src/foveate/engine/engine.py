@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError, InputError, MediaError
 from foveate.core.plan import Plan
 from foveate.core.report import Report
 from foveate.core.views import Reduction
-from foveate.engine.attach import special_ids
+from foveate.engine.attach import reading_ids, special_ids
 from foveate.engine.compress import Compressed, RowResult, compress, refuse_later_stages
 from foveate.engine.loading import load
 from foveate.engine.prompt import chat_text
@@ -46,11 +46,13 @@ class Engine:
         max_pixels: int = 64_000_000,
         max_frames: int = 64,
         allow_url: bool = False,
+        text_tower: Callable[[str], Any] | None = None,
     ) -> None:
         self.model: Any = compat.unwrap(model)
         self.processor = processor
         self.adapter = adapter_for(self.model)
         self.special_ids = special_ids(self.adapter, processor)
+        self.text_tower = reading_ids(text_tower, processor)
         self.max_pixels = max_pixels
         self.max_frames = max_frames
         self.allow_url = allow_url
@@ -153,7 +155,12 @@ class Engine:
             inputs = self._process(members, pictures, videos)
             inputs = look.after(inputs)
         short = compress(
-            self.adapter, plan, inputs, phase=clock.phase, special_ids=self.special_ids
+            self.adapter,
+            plan,
+            inputs,
+            phase=clock.phase,
+            special_ids=self.special_ids,
+            text_tower=self.text_tower,
         )
         first = _FirstLogits(clock)
         options = {k: v for k, v in settings.items() if v is not None}

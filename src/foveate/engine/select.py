@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Reduction, Segment
 from foveate.models.adapter import AutoAdapter
 
+TextTower = Callable[[list[int]], Any]  # token ids of the question -> its embedding (e,)
 _ENCODER = {"features", "cls", "received", "saliency", "keys", "query"}
 
 
@@ -63,6 +65,7 @@ def question_of(
     ids: Tensor,
     last_visual: int,
     special: frozenset[int],
+    text_tower: TextTower | None = None,
 ) -> Question | None:
     """The words after the last picture (or all words, if none follow), special tokens left out.
 
@@ -70,10 +73,11 @@ def question_of(
     """
     if not any(n.what in ("question", "clip") for n in method.needs):
         return None
-    if any(n.what == "clip" for n in method.needs):
+    wants_clip = any(n.what == "clip" for n in method.needs)
+    if wants_clip and text_tower is None:
         raise UnsupportedError(
             f"{method.name} needs a text tower that shares a space with the vision tower; give one "
-            "with Engine(..., text_tower=...) or choose the variant that reads the language model"
+            "as text_tower= to attach or Engine, or choose the variant that reads the language model"
         )
     visual = {adapter.token_id("image"), adapter.token_id("video")}
     host = ids.tolist()
@@ -81,7 +85,8 @@ def question_of(
     chosen = after or [i for i, x in enumerate(host) if x not in visual | special]
     words = ids[torch.as_tensor(chosen, dtype=torch.long, device=ids.device)]
     embeddings = adapter.model.get_input_embeddings()(words)
-    return Question(turn=-1, ids=words, embeddings=embeddings)
+    clip = text_tower(words.tolist()) if wants_clip and text_tower is not None else None
+    return Question(turn=-1, ids=words, embeddings=embeddings, clip=clip)
 
 
 def reduce_request(
@@ -98,6 +103,11 @@ def reduce_request(
     if method is None or not any(s.n for s in segments):
         return whole
     check_needs(method, segments, adapter)
+    if method.video_only and not any(s.grid[0] > 1 for s in segments):
+        raise UnsupportedError(
+            f"{method.name} compares the frames of a video, and this request has none; for pictures "
+            "choose a method such as divprune"
+        )
     counts = counts_of(method, segments)
     if counts.total >= sum(s.n for s in segments) and method.counts != "adaptive":
         return whole

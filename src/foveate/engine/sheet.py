@@ -9,6 +9,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from foveate.core.errors import UnsupportedError
 from foveate.engine.draw import PAPER, field_of_view, fit, kept_frames, kept_picture
 from foveate.engine.request import Answer
 
@@ -43,9 +44,25 @@ def answer_pictures(
     for i, picture in enumerate(answer.pictures):
         mine = [s for s in answer.kept if s.image == i]
         out.append(kept_picture(picture, mine, field_of_view(image_processor, picture.size)))
-    for i, frames in enumerate(videos, start=len(answer.pictures)):
-        out.append(kept_frames(frames, [s for s in answer.kept if s.image == i]))
+    later = sorted({s.image for s in answer.kept if s.image >= len(answer.pictures)})
+    for frames, numbers in zip(videos, _shared(later, videos), strict=True):
+        out.append(kept_frames(frames, [s for s in answer.kept if s.image in numbers]))
     return out
+
+
+def _shared(numbers: Sequence[int], videos: Sequence[Sequence[Image.Image]]) -> list[list[int]]:
+    """Picture numbers of each video: one each, or one a frame in families that read frames as pictures."""
+    if len(numbers) == len(videos):
+        return [[n] for n in numbers]
+    if len(videos) == 1:
+        return [list(numbers)]
+    if len(numbers) != sum(map(len, videos)):
+        raise UnsupportedError(
+            f"{len(numbers)} runs of tokens cannot be told apart among {len(videos)} videos; draw one "
+            "video at a time"
+        )
+    left = iter(numbers)
+    return [[next(left) for _ in frames] for frames in videos]
 
 
 def sheet(rows: Sequence[Sequence[Panel]], heading: str = "", note: str = "") -> Image.Image:

@@ -100,10 +100,10 @@ def to_projected(segment: Segment, values: Array, method: str) -> Array:
 def _scores(segment: Segment, values: Array | None, what: str, method: str) -> np.ndarray:
     if values is None:
         raise lacks(method, what)
-    arrays.check_finite(values, what)
     if len(values.shape) == 2:
         xp = arrays.namespace(values)
         values = xp.mean(xp.astype(values, arrays.wide(values)), axis=0)
+    arrays.check_finite(values, what)
     score = arrays.scores_of(to_projected(segment, values, method), what)
     # 40 bits of the largest: libraries that add in another order give the same score.
     peak = 2.0 ** np.frexp(np.max(np.abs(score), initial=0.0))[1]
