@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foveate.core.views import Need
 from foveate.models.adapter import AutoAdapter, adapter_for
-from foveate.models.compat import Capture, _observe
+from foveate.models.compat import Capture, observe
 from foveate.models.encoded import Encoded, EncoderTokens, Piece, flatten_capture
 
 HEADS, HEAD_DIM, WIDTH, BLOCKS = 16, 72, 1152, 27  # SigLIP-so400m
@@ -86,7 +86,7 @@ class Facts:
                 kinds.setdefault(block, set()).add("keys" if need.what == "keys" else "received")
         for block, want in kinds.items():
             capture = Capture(frozenset(want), 0)
-            _observe(capture, self.q, self.k, None, None)
+            observe(capture, self.q, self.k, None, None)
             found = flatten_capture(capture, 0, 0)
             if found is not None:
                 tokens.attention[block] = found

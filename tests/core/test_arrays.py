@@ -233,3 +233,32 @@ def test_everything_works_where_torch_cannot_be_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("style", ["float", "repeated", "few"])
+def test_every_greedy_choice_is_the_same_with_and_without_the_matrix(style: str) -> None:
+    x = tokens(11, 90, 12, style)
+    quality = np.random.default_rng(5).random(90)
+    dense, rows = arrays.Similarity(x), arrays.Similarity(x, gram_tokens=0)
+    assert dense.dense is not None and rows.dense is None
+    gains = []
+    for s in (dense, rows):
+        gains.append(np.concatenate([np.maximum(b, 0).sum(axis=1) for _, b in s.blocks()]))
+        assert s.sums().tolist() == dense.sums().tolist()
+        assert s.neighbour().tolist() == dense.neighbour().tolist()
+    for choose in (
+        lambda s, g: arrays.greedy_mmr(s, quality, 0.4, 30),
+        lambda s, g: arrays.greedy_dpp(s, quality, 30),
+        lambda s, g: arrays.greedy_cover(s.rows, g, 30, quality),
+    ):
+        left, right = choose(dense, gains[0]), choose(rows, gains[1])
+        assert left.tolist() == right.tolist()
+        assert np.unique(left).size == 30
+
+
+def test_greedy_cover_goes_on_when_all_is_covered() -> None:
+    x = np.ones((5, 3), np.float32)
+    s = arrays.Similarity(x)
+    gain = np.maximum(s.dense, 0).sum(axis=1)
+    assert arrays.greedy_cover(s.rows, gain, 4).tolist() == [0, 1, 2, 3]
+    assert arrays.greedy_cover(s.rows, np.zeros(5), 2).tolist() == [0, 1]

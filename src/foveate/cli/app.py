@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from foveate import __version__
 from foveate.cli import console
+from foveate.cli.compare import compare
 from foveate.cli.demo import demo
 from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
@@ -102,6 +103,7 @@ def options(
 
 
 app.command("run", short_help="Answer a question about pictures or videos.")(run)
+app.command("compare", short_help="Put methods side by side on the same pictures.")(compare)
 app.command("list", short_help="List methods or model families.")(show)
 app.command("explain", short_help="Draw what several plans keep of a picture.")(explain)
 app.command("doctor", short_help="Show what is installed and what stands in the way.")(doctor)

@@ -198,7 +198,7 @@ def greedy_mmr(x: Array | Similarity, relevance: np.ndarray, balance: float, k: 
     closest = np.full(s.n, -_ONE, dtype=np.int64)
     free = np.ones(s.n, dtype=bool)
     cost = -gain
-    chosen = [int(cost.argmin())]
+    chosen = [int(quantum(relevance).argmax())]
     ahead = _Ahead(s)
     while len(chosen) < k:
         j = chosen[-1]

@@ -225,7 +225,7 @@ def segment_mean(values: Array, ids: Any, n: int) -> Array:
 
 
 def bipartite(metric: Array, r: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One round of even/odd matching (ToMe, Bolya et al. 2023, arXiv 2210.09461, section 3).
+    """One round of even/odd matching (ToMe, Bolya et al. 2023, arXiv 2210.09461).
 
     Rows of metric (n, d) at even positions each take their most similar (cosine) odd one; the r
     most similar pairs are to be merged. Returns (sources, targets, unmerged): positions in 0 … n-1

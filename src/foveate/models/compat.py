@@ -158,7 +158,7 @@ _taps: ContextVar[tuple[_Tap, ...]] = ContextVar("foveate_taps", default=())
 
 
 @torch.no_grad()
-def _observe(
+def observe(
     capture: Capture, q: Tensor, k: Tensor, mask: Tensor | None, scaling: float | None
 ) -> None:
     """Attention rows that were asked for, from this call's q and k (B, H, S, a), in float32 and in
@@ -213,7 +213,7 @@ def _tap_forward(
             q, k, mask = query, key, attention_mask
             for spread in undo:
                 q, k, mask = spread(module, q), spread(module, k), None
-            _observe(capture, q, k, mask, kwargs.get("scaling"))
+            observe(capture, q, k, mask, kwargs.get("scaling"))
         if tap.spread is not None:
             undo.append(tap.spread)
     return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)

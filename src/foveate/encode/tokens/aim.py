@@ -1,11 +1,11 @@
 """AIM, the merging half: similar tokens are averaged in rounds, each frame or image by itself.
 
 Paper: Y. Zhong, Z. Liu, Y. Li, L. Wang, "AIM: Adaptive Inference of Multi-Modal LLMs via Token
-Merging and Pruning", ICCV 2025, arXiv 2412.03248, section 3.2. Tokens at even positions each look
-for the most similar (cosine) token at an odd position; the most similar pairs merge, a receiver
-becomes the plain mean of itself and all that came to it. A round removes at most half of the
-tokens; rounds follow until k are left. The next round sees the unmerged even tokens in falling
-order of similarity, then the odd.
+Merging and Pruning", ICCV 2025, arXiv 2412.03248, its merging before the language model. Tokens at
+even positions each look for the most similar (cosine) token at an odd position; the most similar
+pairs merge, a receiver becomes the plain mean of itself and all that came to it. A round removes at
+most half of the tokens; rounds follow until k are left. The next round sees the unmerged even
+tokens in falling order of similarity, then the odd.
 
 Differs from the authors' code: the count is met exactly for any k (they fix the rounds), and a
 merged token takes the place of its receiver, where their output order is not spatial. The second

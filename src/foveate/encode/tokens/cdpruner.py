@@ -3,8 +3,8 @@ variants.
 
 Paper: Q. Zhang, M. Liu, L. Li, M. Lu, Y. Zhang, J. Pan, Q. She, S. Zhang, "Beyond Attention or
 Similarity: Maximizing Conditional Diversity for Token Pruning in MLLMs", NeurIPS 2025, arXiv
-2506.10967, equations 5 to 9. With the cosines S of the projected tokens and relevances r, the
-greedy maximum of det(diag(r) S diag(r)) over k tokens (determinantal point process, MAP).
+2506.10967. With the cosines S of the projected tokens and relevances r, the greedy maximum of
+det(diag(r) S diag(r)) over k tokens (determinantal point process, MAP).
 
 `cdpruner-clip`: r from the cosine of patch and question in the joint space of a text tower that the
 user supplies, with the minus sign of the authors' code (raw CLIP patch-text similarity is
@@ -12,8 +12,10 @@ inverted), averaged and brought to [0, 1] by (r - min + 1e-6) / (max - min). `cd
 models without such a tower, the mean cosine of projected token and word embedding, without minus.
 They are different methods under their own names: neither falls back to the other.
 
-Differs from the authors' code: minimum and maximum are of one segment, where theirs mix a whole
-batch; equal relevances count as one.
+The text tower answers in the space of the encoder's penultimate features; theirs brings patches to
+CLIP's joint space by its visual projection first, which a checkpoint of a vision-language model
+does not hold. Differs further from the authors' code: minimum and maximum are of one segment, where
+theirs mix a whole batch; equal relevances count as one.
 """
 
 from __future__ import annotations
@@ -76,7 +78,7 @@ class CDPrunerCLIP(TokenMethod):
             raise UnsupportedError(
                 f"{self.name} needs a text tower for the question: supply one, or use cdpruner-lm"
             )
-        clip = arrays.namespace(question.clip).reshape(question.clip, (1, -1))
+        clip = arrays.to_numpy(question.clip).reshape(1, -1)
         arrays.check_finite(clip, "question embedding")
 
         def choose(segment: Segment, k: int) -> Reduction:

@@ -1,8 +1,8 @@
 """DivPrune: a subset of tokens as far from each other as possible, found greedily.
 
 Paper: S. R. Alvar, G. Singh, M. Akbari, Y. Zhang, "DivPrune: Diversity-based Visual Token Pruning
-for Large Multimodal Models", CVPR 2025, arXiv 2503.02175, equations 3 to 5 (max-min diversity) and
-algorithm 1. Distance is 1 - cosine between projected tokens; the first token is the one whose
+for Large Multimodal Models", CVPR 2025, arXiv 2503.02175: the max-min diversity problem and its
+greedy solution. Distance is 1 - cosine between projected tokens; the first token is the one whose
 nearest neighbour is furthest, each next one has the largest distance to its nearest chosen token.
 
 Differs from the authors' code: the problem is solved for each segment alone, so that one image of a

@@ -1,7 +1,7 @@
 """DyCoke, the prefill half: of every four frames one stays whole, the others keep what changed.
 
 Paper: K. Tao, C. Qin, H. You, Y. Sui, H. Wang, "DyCoke: Dynamic Compression of Tokens for Fast
-Video Large Language Models", CVPR 2025, arXiv 2411.15024, section 3.2 (temporal token merging). In
+Video Large Language Models", CVPR 2025, arXiv 2411.15024, its temporal token merging. In
 groups of four frames, the second is compared with the first, the fourth with the third, and the
 third with the first, token by token at the same place; a compared frame keeps the places with the
 lowest cosine.

@@ -2,7 +2,7 @@
 
 Paper: Q. Zhang, A. Cheng, M. Lu, Z. Zhuo, M. Wang, J. Cao, S. Guo, Q. She, S. Zhang, "[CLS]
 Attention is All You Need for Training-Free Visual Token Pruning: Make VLM Inference Faster", 2024,
-arXiv 2412.01818 (version 1), section 3.2: mean over heads of the CLS attention in the penultimate
+arXiv 2412.01818 (version 1): mean over heads of the CLS attention in the penultimate
 block, top k, in spatial order. A tower without CLS token gives received attention instead.
 """
 

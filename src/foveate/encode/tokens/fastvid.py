@@ -2,7 +2,7 @@
 anchor frames.
 
 Paper: L. Shen, G. Gong, T. He, Y. Zhang, P. Liu, S. Zhao, G. Ding, "FastVID: Dynamic Density
-Pruning for Fast Video Large Language Models", 2025, arXiv 2503.11187, section 3. Segments are cut
+Pruning for Fast Video Large Language Models", 2025, arXiv 2503.11187. Segments are cut
 at the cuts - 1 lowest similarities of neighbouring frames and at every similarity below tau. Each
 frame has an equal budget; a share 1 - d of it goes to its most attended tokens. The rest of a
 segment's budget goes to density peaks (k nearest neighbours, k = 4, among a frame's non-salient

@@ -45,6 +45,7 @@ class IDPruner(TokenMethod):
         "Tan, Sun, Huang, Liu, Yu, Zhu, Deng",
         2026,
         "2602.13315",
+        "that of Tencent/AngelSlim",
     )
     evidence: ClassVar[Evidence] = "reconstructed"
     needs: ClassVar[frozenset[Need]] = frozenset({Need("saliency", LAYER)})

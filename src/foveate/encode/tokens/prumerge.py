@@ -2,7 +2,7 @@
 neighbours folded in.
 
 Paper: Y. Shang, M. Cai, B. Xu, Y. J. Lee, Y. Yan, "LLaVA-PruMerge: Adaptive Token Reduction for
-Efficient Large Multimodal Models", ICCV 2025, arXiv 2403.15388, section 3.2 and 3.3. Chosen are the
+Efficient Large Multimodal Models", ICCV 2025, arXiv 2403.15388. Chosen are the
 outliers of the attention (score above Q3 + 1.5 IQR); "+" adds evenly spaced tokens. To each chosen
 token the features of the 32 tokens with the most similar keys are added, weighted by their
 attention (the weights are not renormalised); one more token is the attention-weighted sum of all

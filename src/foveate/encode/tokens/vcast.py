@@ -72,6 +72,7 @@ class VCast(TokenMethod):
         "Lin, Liu, Wang, Ma, Ren",
         2026,
         "2603.27650",
+        "unknown",
     )
     evidence: ClassVar[Evidence] = "reference"
 

@@ -2,7 +2,7 @@
 contextual ones.
 
 Paper: S. Yang, Y. Chen, Z. Tian, C. Wang, J. Li, B. Yu, J. Jia, "VisionZip: Longer is Better but
-Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467, section 3.2 (dominant token
+Not Necessary in Vision Language Models", CVPR 2025, arXiv 2412.04467 (dominant token
 selection, contextual token merging). Saliency is the CLS token's attention in the penultimate
 block, or received attention where the tower has no CLS token; similarity is the cosine of that
 block's keys, averaged over heads.

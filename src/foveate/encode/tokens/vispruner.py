@@ -2,7 +2,7 @@
 
 Paper: Q. Zhang, A. Cheng, M. Lu, R. Zhang, Z. Zhuo, J. Cao, S. Guo, Q. She, S. Zhang, "Beyond
 Text-Visual Attention: Exploiting Visual Cues for Effective Token Pruning in VLMs", ICCV 2025, arXiv
-2412.01818 (version 2 on), section 3.3. Important tokens are the top share by CLS (or received)
+2412.01818 (version 2 on). Important tokens are the top share by CLS (or received)
 attention. The rest, ordered by falling attention, is split into even and odd positions in rounds;
 each even token's largest cosine to an odd one says how redundant it is, and the most redundant go,
 until the diverse share is left. Cosines are those of encoder features before the projector.

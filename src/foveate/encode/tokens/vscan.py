@@ -2,7 +2,7 @@
 
 Paper: C. Zhang, K. Ma, T. Fang, W. Yu, H. Zhang, Z. Zhang, Y. Xie, K. Sycara, H. Mi, D. Yu, "VScan:
 Rethinking Visual Token Reduction for Efficient Large Vision-Language Models", 2025, arXiv
-2505.22654, section 3.2. Half of k is local: the most attended tokens of a shallow layer, spread
+2505.22654. Half of k is local: the most attended tokens of a shallow layer, spread
 over windows of the grid; the other half is global: the most attended of a deep layer. Each dropped
 token is then averaged into the kept token that is most similar to it (cosine of projected tokens).
 
