@@ -180,8 +180,8 @@ FAULTS = (
     Fault(
         "attention without its scale",
         "models/compat.py",
-        "k32.transpose(-1, -2) * scale",
-        "k32.transpose(-1, -2)",
+        "            logits *= scale\n",
+        "",
         ADAPTER,
     ),
     Fault(

@@ -20,7 +20,7 @@ from foveate.core.method import parse_value
 if TYPE_CHECKING:
     from rich.table import Table
 
-METHODS = "visionzip,vispruner,fastervlm,divprune,scope,hiprune,cdpruner-lm,prumerge-plus"
+METHODS = "visionzip,vispruner,fastervlm,divprune,scope,holov,cdpruner-lm,prumerge-plus"
 RENDERED = 20
 STAGES = ("pixels", "tower", "tokens")
 SHOWN = (("encode", "encode"), ("select", "select"), ("prefill", "prefill"), ("decode", "decode"))
@@ -81,7 +81,8 @@ def compare(
     from foveate.cli.compare_page import page
 
     facts = {"model": engine.name, "keep": str(share), "max_new_tokens": max_new_tokens}
-    _write(target, page(outcome, facts))
+    short = Path(engine.name).name if Path(engine.name).is_dir() else engine.name
+    _write(target, page(outcome, {**facts, "model": short}))
     if as_json:
         console.emit({**facts, **_as_json(outcome, engine.adapter.mrope), "out": str(target)})
     else:

@@ -59,10 +59,9 @@ def page(outcome: Outcome, facts: Mapping[str, object]) -> str:
     found = {e.name: figures(outcome.column(e)) for e in outcome.entries}
     known = any(look.truth is not None for look in outcome.looks)
     longest = max((sum(f.ms.values()) for f in found.values()), default=0.0)
-    heads = ["method", "kept", "of", "same answer", *(["right"] if known else [])]
-    heads += [*PHASES, "first token"]
+    heads = ["method", "kept", "of", "same answer", *(["right"] if known else []), "time"]
+    heads += [*(f"{p} ms" for p in PHASES), "first token ms"]
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
-    head += '<th scope="col" class="left">time</th>'
     count = len(outcome.looks)
     return PAGE.substitute(
         title=f"{len(outcome.entries) - 1} methods on {count} picture{'s' * (count != 1)}",
@@ -91,8 +90,7 @@ def _text(value: object) -> str:
 def _reading(known: bool) -> list[str]:
     lines = [
         "Kept, of: visual tokens of a picture, means. Same answer: word for word that of all tokens. "
-        "Bars show the 95 % interval of the share: where two overlap, this many pictures do not tell "
-        "the methods apart.",
+        "The bars are 95 % intervals of each share: differences that are small beside them may be chance.",
         "Times are medians of wall-clock milliseconds on the machine that wrote this page; the median "
         "of a sum is not the sum of medians. Preprocess holds what pixel methods do.",
     ]
@@ -106,18 +104,26 @@ def _row(entry: Entry, f: Figures, known: bool, longest: float, columns: int) ->
     head = f'<tr class="{kind}"><th scope="row">{_text(entry.name)}</th>'
     if entry.error is not None:
         reason = _text(entry.error)
-        return f'{head}<td class="reason left" colspan="{columns}">not on this model: {reason}</td></tr>'
+        return f'{head}<td class="reason left" colspan="{columns - 1}">not on this model: {reason}</td></tr>'
     cells = [_number(f.tokens_kept), _number(f.tokens_in), _share(f.agreement)]
     cells += [_share(f.accuracy)] if known else []
-    cells += [milliseconds(f.ms.get(p)) for p in PHASES] + [milliseconds(f.ttft_ms)]
-    bar = "".join(
+    cells += [_bar(f, longest), *(_ms(f.ms.get(p)) for p in PHASES), _ms(f.ttft_ms)]
+    return head + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
+
+
+def _bar(f: Figures, longest: float) -> str:
+    """Stages beside each other, in the scale of the slowest entry."""
+    parts = [p for p in PHASES if p in f.ms and longest]
+    inner = "".join(
         f'<i class="{p}" style="width:{100 * f.ms[p] / longest:.2f}%" '
         f'title="{p} {milliseconds(f.ms[p])}"></i>'
-        for p in PHASES
-        if p in f.ms and longest
+        for p in parts
     )
-    body = "".join(f"<td>{c}</td>" for c in cells)
-    return f'{head}{body}<td class="left"><div class="bar">{bar}</div></td></tr>'
+    return f'<div class="bar">{inner}</div>'
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _number(value: float | None) -> str:

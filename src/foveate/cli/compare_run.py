@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("random", "pool", "downscale")
 FULL = "all tokens"
-THUMBNAIL, COLOURS = 288, 128  # longest side in pixels; colours of a drawn picture
+THUMBNAIL, COLOURS = 256, 64  # longest side in pixels; colours of a drawn picture
 
 
 @dataclass

@@ -14,7 +14,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-main { max-width: 1240px; margin: 0 auto; padding: 32px 20px 64px; }
+main { max-width: 1280px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 44px 0 10px; }
 p { margin: 6px 0; max-width: 78ch; }
@@ -24,26 +24,26 @@ p { margin: 6px 0; max-width: 78ch; }
 .table { overflow: auto; max-height: 88vh; border: 1px solid var(--line); border-radius: 10px;
   background: var(--card); }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 12px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 8px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
-thead th { position: sticky; top: 0; z-index: 2; background: var(--tint); font-weight: 600;
+thead th { vertical-align: bottom; white-space: normal; position: sticky; top: 0; z-index: 2; background: var(--tint); font-weight: 600;
   font-size: 13px; color: var(--soft); }
 th:first-child, td:first-child, td.left, th.left { text-align: left; }
 tbody th { position: sticky; left: 0; z-index: 1; background: var(--card); font-weight: 600;
-  white-space: normal; min-width: 130px; max-width: 300px; overflow-wrap: anywhere; }
+  white-space: normal; min-width: 172px; max-width: 280px; overflow-wrap: anywhere; }
 thead th:first-child { left: 0; z-index: 3; }
 tr.full > * { background: var(--tint); }
 tr.control th { font-weight: 400; } tr.control th::after { content: "control"; }
 tr.control th::after, .tag { margin-left: 8px; font-size: 11px; font-weight: 400; color: var(--soft);
   border: 1px solid var(--line); border-radius: 99px; padding: 1px 7px; white-space: nowrap; }
 td.reason { white-space: normal; color: var(--soft); min-width: 280px; }
-.range { display: inline-block; position: relative; width: 92px; height: 8px; margin-left: 10px;
+.range { display: inline-block; position: relative; width: 56px; height: 8px; margin-left: 8px;
   border-radius: 4px; background: var(--line); vertical-align: middle; }
 .range i { position: absolute; top: 0; bottom: 0; border-radius: 4px; background: var(--accent);
   opacity: .32; }
 .range b { position: absolute; top: -2px; bottom: -2px; width: 3px; margin-left: -1.5px;
   border-radius: 2px; background: var(--accent); }
-.bar { display: flex; width: 190px; height: 12px; border-radius: 3px; overflow: hidden; }
+.bar { display: flex; width: 120px; height: 12px; border-radius: 3px; overflow: hidden; }
 .bar i { height: 100%; }
 .key { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 10px 0 0; font-size: 13px; color: var(--soft); }
 .key i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }

@@ -6,17 +6,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
 from foveate.core.errors import FoveateError, InputError, MediaError
 from foveate.core.plan import Plan
 from foveate.core.report import Report
-from foveate.core.views import Reduction
 from foveate.engine.attach import reading_ids, special_ids
-from foveate.engine.compress import Compressed, RowResult, compress, refuse_later_stages
+from foveate.engine.compress import Compressed, compress, refuse_later_stages
 from foveate.engine.loading import load
 from foveate.engine.prompt import chat_text
 from foveate.engine.request import Answer, KeptSegment, Prepared, Request
@@ -28,6 +28,18 @@ from foveate.models.processors import video_inputs
 from foveate.models.video import load_video
 
 _log = logging.getLogger("foveate")
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One batch that ran: what the answers and reports are made of."""
+
+    plan: Plan
+    members: list[Prepared]
+    short: Compressed
+    out: Any
+    clock: StageClock
+    look: Any
 
 
 class Engine:
@@ -152,7 +164,7 @@ class Engine:
             pictures, videos = look.before(
                 [m.pictures for m in members], [m.videos for m in members]
             )
-            inputs = self._process(members, pictures, videos)
+            inputs = self._process(members, pictures, videos, look.call)
             inputs = look.after(inputs)
         short = compress(
             self.adapter,
@@ -181,7 +193,8 @@ class Engine:
         if look.notes:
             for m, extra in zip(members, look.notes, strict=True):
                 m.notes += extra
-        return self._answers(members, pictures, plan, short, out, clock, inputs, look)
+        run = _Run(plan, members, short, out, clock, look)
+        return self._answers(run, pictures)
 
     def _look(self, plan: Plan) -> Any:
         method = plan.stage("pixels")
@@ -192,9 +205,14 @@ class Engine:
         return Look(self.adapter, self.processor, method, plan.seed)
 
     def _process(
-        self, members: list[Prepared], pictures: list[Any], videos: list[Any]
+        self,
+        members: list[Prepared],
+        pictures: list[Any],
+        videos: list[Any],
+        extra: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         call: dict[str, Any] = {"text": [m.text for m in members], "padding": True}
+        call.update(extra or {})
         if any(pictures):
             call["images"] = pictures
         if any(videos):
@@ -210,30 +228,18 @@ class Engine:
 
         return {k: there(v) for k, v in inputs.items()}
 
-    def _answers(
-        self,
-        members: list[Prepared],
-        pictures: list[Any],
-        plan: Plan,
-        short: Compressed,
-        out: Any,
-        clock: StageClock,
-        inputs: Mapping[str, Any],
-        look: Any,
-    ) -> list[Answer]:
-        start = short.kwargs["input_ids"].shape[1]
-        each = out.sequences.shape[0] // len(members)
+    def _answers(self, run: _Run, pictures: list[Any]) -> list[Answer]:
+        start = run.short.kwargs["input_ids"].shape[1]
+        each = run.out.sequences.shape[0] // len(run.members)
         eos = self._stop_ids()
         answers = []
-        for i, (member, row) in enumerate(zip(members, short.rows, strict=True)):
-            ids = _until(out.sequences[i * each, start:].tolist(), eos)
+        for i, (member, row) in enumerate(zip(run.members, run.short.rows, strict=True)):
+            ids = _until(run.out.sequences[i * each, start:].tolist(), eos)
             words = [x for x in ids if x not in eos]
             text = self.processor.tokenizer.decode(words, skip_special_tokens=True).strip()
-            report = self._report(
-                plan, short, row, len(ids), out, clock, look, len(members), member
-            )
+            report = self._report(run, i, len(ids))
             kept = tuple(
-                KeptSegment(s.image, s.kind, s.grid, s.n, _shown(r))
+                KeptSegment(s.image, s.kind, s.grid, s.n, r.anchor)
                 for s, r in zip(row.segments, row.reductions, strict=True)
             )
             answers.append(
@@ -257,26 +263,18 @@ class Engine:
             return set()
         return set(eos) if isinstance(eos, list) else {int(eos)}
 
-    def _report(
-        self,
-        plan: Plan,
-        short: Compressed,
-        row: RowResult,
-        new_tokens: int,
-        out: Any,
-        clock: StageClock,
-        look: Any,
-        batch: int,
-        member: Prepared,
-    ) -> Report:
+    def _report(self, run: _Run, index: int, new_tokens: int) -> Report:
+        plan, short, look, clock = run.plan, run.short, run.look, run.clock
+        row, tower = short.rows[index], short.tower
         resolved = plan.resolved(mrope=self.adapter.mrope)
         prompt = len(row.index)
-        notes = list(member.notes)
-        if batch > 1:
-            notes.append(f"milliseconds are of the whole batch of {batch}")
-        if short.identity and not plan.is_identity and short.tower is None and not look.changed:
+        notes = list(run.members[index].notes)
+        if len(run.members) > 1:
+            notes.append(f"milliseconds are of the whole batch of {len(run.members)}")
+        saved = look.dropped[index] if look.dropped else 0
+        changed = not short.identity or (tower is not None and not tower.identity) or look.changed
+        if not changed and not plan.is_identity:
             notes.append("the budget is at or above the tokens: nothing was dropped")
-        changed = not short.identity or short.tower is not None or look.changed
         ms, cpu = clock.wall_ms, clock.cpu_ms
         lead = ("preprocess", "encode", "select", "prefill")
         return Report(
@@ -285,14 +283,15 @@ class Engine:
             model=self.name,
             positions=short.positions,
             identity=not changed,
-            visual_tokens_in=row.visual_in + look.dropped_tokens,
+            visual_tokens_in=row.visual_in + saved,
             visual_tokens_kept=row.visual_kept,
             fixed_tokens_kept=sum(s.fixed_kept for s in row.reports),
             text_tokens=row.text_tokens,
             prompt_tokens=prompt,
-            prompt_tokens_in=row.length + look.dropped_tokens,
+            prompt_tokens_in=row.length + saved,
             new_tokens=new_tokens,
-            kv_bytes=kv_bytes(getattr(out, "past_key_values", None), prompt + new_tokens),
+            kv_bytes=kv_bytes(getattr(run.out, "past_key_values", None), prompt + new_tokens),
+            tower_tokens=tower.tokens_of(row.placed) if tower is not None else None,
             segments=row.reports,
             ms=dict(ms),
             cpu_ms=dict(cpu),
@@ -305,7 +304,8 @@ class _Unchanged:
     """The pixel stage of a plan without one."""
 
     changed = False
-    dropped_tokens = 0
+    dropped: tuple[int, ...] = ()
+    call: ClassVar[dict[str, Any]] = {}
     notes: tuple[list[str], ...] = ()
 
     def before(self, pictures: Any, videos: Any) -> tuple[Any, Any]:
@@ -349,7 +349,3 @@ def _until(ids: list[int], eos: set[int]) -> list[int]:
         if token in eos:
             return ids[: i + 1]
     return ids
-
-
-def _shown(reduction: Reduction) -> Any:
-    return reduction.anchor

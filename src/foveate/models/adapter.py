@@ -27,6 +27,7 @@ from foveate.models.encoded import (
     block_index,
     flatten_capture,
     flatten_hidden,
+    joined,
 )
 from foveate.models.grids import block_group, square
 
@@ -218,7 +219,7 @@ class AutoAdapter:
             ]
             if not flats:
                 continue
-            tokens.hidden[block] = self.reorder(torch.cat([f for f, _ in flats]), mm)
+            tokens.hidden[block] = self.reorder(joined([f for f, _ in flats]), mm)
             special = [s for _, s in flats if s is not None]
             if special:
                 tokens.special[block] = torch.cat(special)

@@ -175,18 +175,20 @@ def observe(
             capture.query.append(q32[:, :, : capture.specials].transpose(1, 2))
 
         def rows(start: int, stop: int) -> Tensor:
-            logits = q32[:, :, start:stop] @ k32.transpose(-1, -2) * scale
-            if mask is not None:
-                part = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
-                ok = part if part.dtype == torch.bool else None
-                logits = logits.masked_fill(~ok, -torch.inf) if ok is not None else logits + part
+            logits = q32[:, :, start:stop] @ k32.transpose(-1, -2)
+            logits *= scale
+            if mask is None:
+                return torch.softmax(logits, -1)
+            part = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
+            ok = part if part.dtype == torch.bool else None
+            logits = logits.masked_fill(~ok, -torch.inf) if ok is not None else logits + part
             return torch.softmax(logits, -1).nan_to_num(0.0)
 
         if "cls" in capture.want and capture.specials:
             capture.cls.append(rows(0, 1)[:, :, 0])
         if "received" in capture.want:
             total = torch.zeros_like(q32[:, :, :, 0])
-            block = max(1, 2**22 // max(1, q32.shape[1] * q32.shape[2]))
+            block = max(1, 2**21 // max(1, q32.shape[1] * q32.shape[2]))
             for start in range(0, q32.shape[2], block):
                 total += rows(start, min(start + block, q32.shape[2])).sum(-2)
             capture.received.append(total)

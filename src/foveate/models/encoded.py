@@ -94,6 +94,19 @@ def block_index(layer: int, blocks: int) -> int:
     return index
 
 
+def joined(parts: list[Tensor]) -> Tensor:
+    """torch.cat along the first axis, without a copy where there is one part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def gathered(x: Tensor, index: Tensor, dim: int = 0) -> Tensor:
+    """x[index] along `dim`; a view where the indices are one run, as those of most pictures are."""
+    n = int(index.shape[0])
+    if n and int(index[-1]) - int(index[0]) == n - 1 and bool((index[1:] > index[:-1]).all()):
+        return x.narrow(dim, int(index[0]), n)
+    return x.index_select(dim, index)
+
+
 def flatten_hidden(hidden: Tensor, front: int, back: int) -> tuple[Tensor, Tensor | None]:
     """(B, S, c), (1, M, c), (M, c) or (B, h, w, c) to patches (M, c) and specials (B, s, c)."""
     if hidden.ndim == 4:
@@ -112,8 +125,7 @@ def flatten_capture(capture: Capture, front: int, back: int) -> Attention | None
 
     def patches(calls: list[Tensor], dim: int) -> Tensor:
         trimmed = [c.narrow(dim, front, c.shape[dim] - front - back) for c in calls]
-        moved = [c.movedim(dim, 1).flatten(0, 1) for c in trimmed]  # (B*T, …)
-        return torch.cat(moved)
+        return joined([c.movedim(dim, 1).flatten(0, 1) for c in trimmed])  # (B*T, …)
 
     received = patches(capture.received, 2).T if capture.received else None
     cls = patches(capture.cls, 2).T if capture.cls else None
@@ -130,10 +142,10 @@ def _at(
     def heads(x: Tensor | None, scale: float = 1.0) -> Tensor | None:
         if x is None:
             return None
-        x = x[:, source] * scale
-        return x if per_head else x.mean(0)
+        x = gathered(x, source, 1)
+        return (x if per_head else x.mean(0)) * scale
 
-    keys = found.keys[source] if found.keys is not None else None
+    keys = gathered(found.keys, source) if found.keys is not None else None
     query = found.query[parts] if found.query is not None else None
     return Attention(
         cls=heads(found.cls),
@@ -152,7 +164,7 @@ def encoder_view(encoded: Encoded, piece: Piece, needs: frozenset[Need]) -> Enco
     tokens, source = encoded.tokens, piece.source
     parts = torch.unique(piece.part)
     local = torch.searchsorted(parts, piece.part)
-    hidden = {layer: h[source] for layer, h in tokens.hidden.items()}
+    hidden = {layer: gathered(h, source) for layer, h in tokens.hidden.items()}
     special = tokens.special.get(tokens.feature_block)
     layers: dict[int, set[Need]] = {}
     for need in needs:
