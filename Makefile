@@ -61,6 +61,7 @@ matrix: $(STAMP) ## write docs/matrix.md: what each family can do
 docs: matrix ## write the generated pages of docs/
 	$(ONE) $(PY) -m foveate.cli list --markdown > docs/.methods.tmp
 	@mv docs/.methods.tmp docs/methods.md
+	$(ONE) $(PY) docs/generate.py
 
 lab-train: $(STAMP) ## train the bundled model from scratch into runs/lab-nano
 	$(PY) -m foveate.lab.train --out runs/lab-nano

@@ -26,7 +26,8 @@ p { margin: 6px 0; max-width: 78ch; }
 table { border-collapse: separate; border-spacing: 0; width: 100%; font-variant-numeric: tabular-nums; }
 th, td { padding: 8px 9px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 tbody tr:last-child > * { border-bottom: 0; }
-thead th { vertical-align: bottom; white-space: normal; position: sticky; top: 0; z-index: 2; background: var(--tint); font-weight: 600;
+thead th { vertical-align: bottom; white-space: normal;
+  position: sticky; top: 0; z-index: 2; background: var(--tint); font-weight: 600;
   font-size: 13px; color: var(--soft); }
 th:first-child, td:first-child, td.left, th.left { text-align: left; }
 tbody th { position: sticky; left: 0; z-index: 1; background: var(--card); font-weight: 600;
