@@ -35,4 +35,7 @@ def test_a_picture_is_answered_twice_with_and_without_a_plan(tmp_path: Path) -> 
     assert kept["report"]["prompt_tokens"] == full["report"]["prompt_tokens"] - 147
     assert set(kept["report"]["ms"]) >= {"encode", "select", "prefill", "decode"}
     with Image.open(heat) as shown:
-        assert shown.size[0] >= 112 and len(shown.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 2
+        assert (
+            shown.size[0] >= 112
+            and len(shown.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 2
+        )

@@ -78,6 +78,7 @@ def test_identity_gives_the_untouched_logits(family: str) -> None:
         assert (got - want).abs().max() <= 1e-6 * want.abs().max()
 
 
+@pytest.mark.claim("F1")
 @pytest.mark.parametrize("how", ["plain", "exception", "interrupt", "nested", "config error"])
 def test_leaving_restores_everything(family: str, how: str) -> None:
     model = tiny.make_model(family)

@@ -14,6 +14,8 @@ from foveate.encode.tokens.fastervlm import FasterVLM
 from foveate.encode.tokens.vispruner import VisPruner
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
+pytestmark = pytest.mark.claim("F10")
+
 RNG = PlanRng(0)
 
 

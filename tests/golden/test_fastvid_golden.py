@@ -9,6 +9,8 @@ from foveate.core import arrays
 from foveate.encode.tokens.fastvid import cut, fast_video, split
 from tests.golden.golden_cases import TOLERANCE, Case, cases
 
+pytestmark = pytest.mark.claim("F10")
+
 
 @pytest.mark.parametrize("case", cases("fastvid"), ids=str)
 def test_fastvid(case: Case) -> None:

@@ -11,6 +11,8 @@ from foveate.encode.tokens.hiprune import HiPrune
 from foveate.encode.tokens.vscan import VScan, local_scan, merge_into, window_of
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
+pytestmark = pytest.mark.claim("F10")
+
 RNG = PlanRng(0)
 
 

@@ -10,6 +10,8 @@ from foveate.encode.tokens.aim import merge_rounds
 from foveate.encode.tokens.prumerge import PruMerge, PruMergePlus, fold, outliers
 from tests.golden.golden_cases import TOLERANCE, Case, cases
 
+pytestmark = pytest.mark.claim("F10")
+
 
 def ordered(x: np.ndarray) -> np.ndarray:
     """Rows in an order that does not depend on who made them: by their rounded values."""

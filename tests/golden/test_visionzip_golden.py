@@ -10,6 +10,8 @@ from foveate.core.views import Attention
 from foveate.encode.tokens.visionzip import VisionZip
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
+pytestmark = pytest.mark.claim("F10")
+
 ALL = cases("visionzip")
 
 

@@ -74,8 +74,8 @@ CLS (colours, shapes, kind of picture, number of things, characters and words pr
 projections that must read as the words drawn there. None of that is in the checkpoint.
 
 ## Results
-Test split, all {tokens} tokens, greedy, exact match; prior: the most frequent training answer for
-the type of question, without the picture.
+Test split (seed 0), all {tokens} tokens, greedy, exact match; things: shapes in the picture;
+prior: the most frequent training answer for the type of question, without the picture.
 
 {table}
 
