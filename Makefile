@@ -59,17 +59,17 @@ matrix: $(STAMP) ## write docs/matrix.md: what each family can do
 	@mv docs/.matrix.tmp docs/matrix.md
 
 docs: matrix ## write the generated pages of docs/
-	$(ONE) $(PY) -m foveate.cli list --markdown > docs/.methods.tmp
-	@mv docs/.methods.tmp docs/methods.md
 	$(ONE) $(PY) docs/generate.py
 
 lab-train: $(STAMP) ## train the bundled model from scratch into runs/lab-nano
 	$(PY) -m foveate.lab.train --out runs/lab-nano
+	$(PY) -m foveate.lab.card --run runs/lab-nano --model runs/lab-nano/model
 
 bench: $(STAMP) ## measure P5, P6 and P7 into bench/results/
 	$(ONE) $(PY) -m bench.oracle
 	$(ONE) $(PY) -m bench.selection
 	$(ONE) $(PY) -m bench.memory
+	$(ONE) $(PY) -m bench.lab
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(PY) -m build --wheel

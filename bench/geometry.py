@@ -116,6 +116,20 @@ def prompt(n: int, token: int, text: int = 60, seed: int = 0) -> dict[str, Tenso
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
+FRAMES = {
+    576: (16, 6, 6),
+    1024: (16, 8, 8),
+    2880: (20, 12, 12),
+    10240: (40, 16, 16),
+    256: (4, 8, 8),
+}
+
+
+def grid_for(video: bool, n: int) -> tuple[int, int, int]:
+    """A picture's grid, or frames for methods that compare frames."""
+    return FRAMES[n] if video else grid_of(n)
+
+
 def grid_of(n: int) -> tuple[int, int, int]:
     """A nearly square grid of exactly n tokens."""
     h = int(n**0.5)

@@ -20,23 +20,26 @@ MIB = 2**20
 def child(name: str, tokens: int, keep: str) -> None:
     import torch
 
-    from bench.geometry import Facts, grid_of
+    from bench.geometry import Facts, grid_for
     from bench.selection import select_once
     from foveate.core import Plan
     from foveate.measure.memory import PeakRss
 
     torch.set_num_threads(1)
-    small = Facts(256, grid_of(256))
+    video = registry.get(name).video_only
+    small = Facts(256, grid_for(video, 256))
     words = torch.randn(30, 896)
     plan = Plan.parse(f"{name}:keep={keep}")
     select_once(plan, small, words)  # imports and thread pools are not the method's
-    facts = Facts(tokens, grid_of(tokens))
+    facts = Facts(tokens, grid_for(video, tokens))
     with PeakRss(interval_s=0.002) as peak, torch.no_grad():
         select_once(plan, facts, words)
     print(json.dumps({"bytes": peak.extra_bytes, "features_bytes": facts.features.nbytes}))
 
 
 def main() -> None:
+    from bench.oracle import runnable
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--methods", default="visionzip,divprune,trimtokenator-lc,uniform")
     parser.add_argument("--tokens", type=int, default=10240)
@@ -48,7 +51,7 @@ def main() -> None:
     if args.child:
         child(args.child, args.tokens, args.keep)
         return
-    names = list(registry.methods("tokens")) if args.methods == "all" else args.methods.split(",")
+    names = runnable() if args.methods == "all" else args.methods.split(",")
     rows = []
     for name in names:
         command = [sys.executable, "-m", "bench.memory", "--child", name]

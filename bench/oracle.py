@@ -13,11 +13,17 @@ from fractions import Fraction
 import torch
 
 from bench.common import interleaved, median, publish
-from bench.geometry import Facts, grid_of, onevision, prompt
+from bench.geometry import Facts, grid_for, grid_of, onevision, prompt
 from foveate.core import Budget, Plan, registry, resolve
 from foveate.engine.compress import compress
 
 BOUND = 1.10
+
+
+def runnable() -> list[str]:
+    """Every token method but those that need a tower of the user's."""
+    found = registry.methods("tokens")
+    return [n for n, c in found.items() if not any(x.what == "clip" for x in c.needs)]
 
 
 @torch.no_grad()
@@ -30,10 +36,10 @@ def main() -> None:
     parser.add_argument("--name", default="oracle")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = list(registry.methods("tokens")) if args.methods == "all" else args.methods.split(",")
+    names = runnable() if args.methods == "all" else args.methods.split(",")
     model, adapter = onevision()
     token = adapter.token_id("image")
-    facts = Facts(args.tokens, grid_of(args.tokens))
+    pictures = {v: Facts(args.tokens, grid_for(v, args.tokens)) for v in (False, True)}
     row = prompt(args.tokens, token)
 
     def run(plan: Plan, source: Facts, inputs: dict) -> None:
@@ -47,11 +53,12 @@ def main() -> None:
         plan = Plan.parse(f"{name}:keep={args.keep}")
         method = plan.stage("tokens")
         k = resolve(Budget(keep=Fraction(args.keep)), [[args.tokens]]).total
+        facts = pictures[method.video_only]
         k = method.count(facts.grid, k)
         native, native_row = Facts(k, grid_of(k)), prompt(k, token)
         times = interleaved(
             {
-                "plan": lambda plan=plan: run(plan, facts, row),
+                "plan": lambda plan=plan, facts=facts: run(plan, facts, row),
                 "native": lambda s=native, r=native_row: run(Plan(), s, r),
             },
             args.repeats,

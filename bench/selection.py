@@ -11,7 +11,8 @@ import argparse
 import torch
 
 from bench.common import interleaved, median, publish
-from bench.geometry import Facts, grid_of, onevision, prompt
+from bench.geometry import Facts, grid_for, onevision, prompt
+from bench.oracle import runnable
 from foveate.core import Plan, registry
 from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Segment
@@ -42,13 +43,14 @@ def main() -> None:
     parser.add_argument("--name", default="selection")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    names = list(registry.methods("tokens")) if args.methods == "all" else args.methods.split(",")
+    names = runnable() if args.methods == "all" else args.methods.split(",")
     model, adapter = onevision()
     token = adapter.token_id("image")
-    facts = Facts(args.tokens, grid_of(args.tokens))
+    pictures = {v: Facts(args.tokens, grid_for(v, args.tokens)) for v in (False, True)}
     words = torch.randn(30, 896, generator=torch.Generator().manual_seed(1))
     plans = {n: Plan.parse(f"{n}:keep={args.keep}") for n in names}
-    kept = {n: select_once(p, facts, words) for n, p in plans.items()}
+    facts = {n: pictures[registry.get(n).video_only] for n in names}
+    kept = {n: select_once(p, facts[n], words) for n, p in plans.items()}
     k = max(kept.values())
 
     def prefill(n: int) -> None:
@@ -61,7 +63,8 @@ def main() -> None:
     base = interleaved({"N": lambda: prefill(args.tokens), "k": lambda: prefill(k)}, 3, warm=0)
     saved = median(base["N"]) - median(base["k"])
     times = interleaved(
-        {n: (lambda p=p: select_once(p, facts, words)) for n, p in plans.items()}, args.repeats
+        {n: (lambda p=p, f=facts[n]: select_once(p, f, words)) for n, p in plans.items()},
+        args.repeats,
     )
     rows = [[n, kept[n], median(times[n]), saved, median(times[n]) / saved] for n in names]
     publish(

@@ -25,7 +25,7 @@ MARK = "Written by `python docs/generate.py` from the registry; do not edit."
 EVIDENCE = {
     "golden": "agrees with recorded outputs of the authors' code",
     "reference": "agrees with a plain-loop computation of the paper's formula",
-    "reconstructed": "the paper leaves gaps or no code was released; how they were filled is said below",
+    "reconstructed": "the paper leaves gaps or no code was released; its page says how they were filled",
     "control": "a baseline that a method has to beat, not a published method",
 }
 COUNTS = {
@@ -47,9 +47,15 @@ def marked(text: str) -> str:
     """Plain text as Markdown: what would become emphasis or a tag is escaped, code stays code."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
-        p if p.startswith("`") else p.replace("\\", "\\\\").replace("*", "\\*").replace("<", "&lt;")
+        p
+        if p.startswith("`")
+        else re.sub(r"<(?=[A-Za-z/!?])", "&lt;", re.sub(r"([\\*])", r"\\\1", p))
         for p in parts
     )
+
+
+def sentence(summary: str) -> str:
+    return summary[0].upper() + summary[1:] + "."
 
 
 def cell(text: object) -> str:
@@ -114,8 +120,7 @@ def able(method: type[Method], known: dict[str, Family]) -> list[str]:
     for name, entry in known.items():
         facts = set(entry.get("facts", ()))
         facts |= {"saliency"} if facts & {"cls", "received"} else set()
-        merges = method.stage != "tower" or entry.get("merge_before_projector")
-        if entry["encode"] != "refused" and wanted <= facts and merges:
+        if entry["encode"] != "refused" and wanted <= facts:
             found.append(name)
     return found
 
@@ -127,14 +132,32 @@ def limits(method: type[Method], known: dict[str, Family]) -> list[str]:
     out += [s for s in words if "refused" in s or "UnsupportedError" in s]
     whats = {n.what for n in method.needs}
     deep = [n.layer for n in method.needs if n.layer >= 0]
-    if method.stage in ("tower", "tokens"):
+    if method.stage == "tokens":
         names, total = (
             able(method, known),
             [k for k, e in known.items() if e["encode"] != "refused"],
         )
         missing = [n for n in total if n not in names]
-        line = f"The tower offers what it needs in {len(names)} of {len(total)} families"
+        line = f"The tower offers what it needs in {len(names)} of {len(total)} "
+        line += "configurations of [the family matrix](../matrix.md)"
         out.append(line + (f"; not in {', '.join(missing)}." if missing else "."))
+    if method.stage == "tower":
+        out.append("A tower that packs its pictures, has windows or turns positions inside its blocks is "
+                   "refused: no token can leave there.")  # fmt: skip
+        out.append("Later blocks have no attention for tokens that left, so a token method beside it "
+                   "must read features alone.")  # fmt: skip
+    acts = getattr(method, "acts", "")
+    if acts in ("size", "tiles"):
+        out.append("A request with videos is refused: it acts on pictures.")
+    if acts == "frames":
+        out.append("A picture has no frames and is left as it is; which frames were left out cannot be "
+                   "drawn.")  # fmt: skip
+    if acts == "size":
+        out.append(
+            "A family whose processor makes the same number of tokens of every picture is refused."
+        )
+    if acts == "tiles":
+        out.append("A family without tiles, or whose tower packs a whole grid, is refused.")
     if deep:
         out.append(f"It reads encoder block {max(deep)}: a tower with fewer blocks is refused.")
     if "saliency" in whats:
@@ -201,7 +224,7 @@ def page(method: type[Method], known: dict[str, Family]) -> str:
     differs = [p for p in words if p.startswith(DIFFERENCES)]
     source = [p.removeprefix("Paper: ") for p in words if p.startswith("Paper:")]
     does = [p for p in words if p not in differs and not p.startswith("Paper:")]
-    lines = [f"# {method.name}", "", f"{method.name} {marked(method.summary)}.", ""]
+    lines = [f"# {method.name}", "", f"{marked(sentence(method.summary))}", ""]
     lines += [f"{MARK} [All methods](README.md)", "", *facts_table(method, record(method)), ""]
     lines += ["## What it does", "", *"\n\n".join(map(marked, does)).splitlines(), ""]
     if source:
@@ -216,7 +239,8 @@ def page(method: type[Method], known: dict[str, Family]) -> str:
     lines += ["## Settings", "", *settings_table(method), ""]
     lines += ["## Where it fails", "", *(f"- {marked(x)}" for x in limits(method, known)), ""]
     plan = plan_text(method)
-    ask = 'foveate run picture.png --question "what is the total?"'
+    source = "clip.mp4" if group_of(method) == "video" else "picture.png"
+    ask = f'foveate run {source} --question "what is the total?"'
     try:
         registry.build(*plan.split(":")[:1], **({"keep": "1/4"} if ":" in plan else {}))
     except ValueError:
@@ -225,11 +249,121 @@ def page(method: type[Method], known: dict[str, Family]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- the index -----------------------------------------------------------------------------------
+GROUPS = (
+    (
+        "pixels",
+        "On pixels",
+        """\
+What is not looked at costs nothing: these act before the vision tower, so they save its time, the
+language model's and the cache. They only work where a family follows the size of a picture, has
+tiles or reads a video's frames; elsewhere they are refused. What is lost here cannot be found again
+further on: a smaller picture has no small print.""",
+    ),
+    (
+        "tower",
+        "In the vision tower",
+        """\
+Tokens are merged or dropped between the tower's blocks, so that later blocks have less to do. On a
+small model the tower can be most of the time, and this is the only stage beside pixels that saves
+it. The price is that every later block sees less, and that few towers allow it.""",
+    ),
+    (
+        "tokens",
+        "After the vision tower",
+        """\
+The tower sees everything, the language model a part. This saves prefill, the cache and every
+decoding step's attention, and nothing of the tower. Three ideas recur. *Saliency*: keep what the
+tower itself attends to. *Diversity* or *coverage*: keep tokens that are unlike each other, or that
+stand for the others. *Relevance*: keep what the question is about. Many methods weigh two of them;
+some merge what they do not keep into what they do.""",
+    ),
+    (
+        "video",
+        "Video",
+        """\
+Neighbouring frames are alike, which pictures are not. These compare a token with the one at the
+same place before, or share the budget over frames. Most refuse a request without a video. `frames`
+and `keyframes` leave out whole frames before anything is encoded.""",
+    ),
+    (
+        "control",
+        "Controls",
+        """\
+What needs no idea at all. A method that does not beat them on your pictures, at the same number of
+tokens, is not worth its time. `foveate compare` puts `random`, `pool` and, of the pixel methods,
+`downscale` beside every comparison.""",
+    ),
+)
+CHOICE = """\
+## How to choose
+
+This guide names no winner: which method keeps the right tokens depends on the model, the pictures,
+the questions and the budget, and figures of papers come from other ones than yours. What can be
+said beforehand:
+
+1. **Find out where the time goes.** `foveate run --compare` shows milliseconds by stage. If
+   encoding is most of it, a method after the tower cannot help much; look at pixels and the tower.
+2. **See what your model allows.** [The family matrix](../matrix.md) and the *needs* of each method;
+   a method that the model cannot serve is refused before anything is computed, with the reason.
+3. **One picture, one question, or many?** A method that does not read the question can serve every
+   later question about the same picture with the same tokens. One that does must choose anew each
+   time.
+4. **Is memory planned?** Where *counts* is image, the tokens kept are known before the picture is
+   read. Adaptive counts follow the content.
+5. **What is the evidence?** Golden and reference say that the computation is the paper's;
+   reconstructed says that parts of it are ours. None of them says how good the answers are.
+6. **Compare on your own pictures**, controls beside it, and read the intervals before the order:
+
+```sh
+foveate compare scans/ --question "what is the total?" --methods visionzip,divprune,scope --keep 1/4
+```
+"""
+
+
+def group_of(method: type[Method]) -> str:
+    if method.stage == "tokens" and method.evidence == "control":
+        return "control"
+    video = method.summary.startswith("video") or getattr(method, "acts", "") == "frames"
+    return "video" if video else method.stage
+
+
+def index(found: dict[str, type[Method]]) -> str:
+    """The guide: what acts where, every method in its group, and how to choose."""
+    lines = ["# Methods", "", f"{MARK} The same as data: [catalogue.json](../catalogue.json).", ""]
+    text = "A picture becomes hundreds or thousands of tokens, most of which no answer needs. "
+    text += f"These {len(found)} methods and controls decide which of them are spent, and where."
+    lines += [text, "", "| evidence | what it means |", "|---|---|"]
+    lines += [f"| {name} | {what} |" for name, what in EVIDENCE.items()]
+    lines += ["", "| counts | what it means |", "|---|---|"]
+    lines += [f"| {name} | {what} |" for name, what in COUNTS.items()]
+    for group, title, words in GROUPS:
+        mine = {n: m for n, m in found.items() if group_of(m) == group}
+        lines += ["", f"## {title}", "", " ".join(words.split()), ""]
+        if not mine:
+            continue
+        lines += ["| method | what it does | stage | reads | evidence | counts | paper |"]
+        lines += ["|---|---|---|---|---|---|---|"]
+        for name, method in mine.items():
+            whats = sorted({n.what for n in method.needs}) or [
+                "tokens" if method.stage == "tokens" else "-"
+            ]
+            paper = method.paper
+            cited = f"{paper.authors.split(',')[0]} {paper.year}" if paper else "-"
+            if paper and paper.arxiv:
+                cited = f"[{cited}](https://arxiv.org/abs/{paper.arxiv})"
+            row = (f"[{name}]({name}.md)", marked(method.summary), method.stage, ", ".join(whats))
+            row += (method.evidence, method.counts, cited)
+            lines.append("| " + " | ".join(map(cell, row)) + " |")
+    return "\n".join(lines) + "\n\n" + CHOICE
+
+
 def written() -> dict[str, str]:
     """Every generated file: its path under docs/ and its text."""
     known = families.load()["families"]
     found = {n: m for n, m in registry.methods().items() if m.__module__.startswith("foveate.")}
     pages = {f"methods/{name}.md": page(m, known) for name, m in found.items()}
+    pages["methods/README.md"] = index(found)
     entries = {
         "format": 1,
         "evidence": EVIDENCE,

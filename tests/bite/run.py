@@ -16,6 +16,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -53,6 +54,21 @@ def check(fault: Fault) -> tuple[Fault, str]:
         return fault, f"NOT caught (pytest exit {done.returncode}): {tail}"
 
 
+def record(result: dict[str, Any]) -> None:
+    """Leave the outcome where `make claims` finds it."""
+    from bench.common import RESULTS, machine
+
+    claim = {
+        "id": "F9",
+        "what": "`make bite` catches every planted fault",
+        "figure": f"{result['caught']} of {result['faults']}",
+        "bound": "all, at least 30",
+        "holds": result["caught"] == result["faults"] >= 30,
+    }
+    data = {"bench": "bite", "machine": machine(), **result, "claims": [claim]}
+    (RESULTS / "bite.json").write_text(json.dumps(data, indent=1) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="")
@@ -65,9 +81,10 @@ def main() -> int:
             print(f"{'ok ' if outcome == 'caught' else 'BAD'} {fault.name}: {outcome}", flush=True)
             if outcome != "caught":
                 missed.append(fault.name)
-    print(
-        json.dumps({"faults": len(faults), "caught": len(faults) - len(missed), "missed": missed})
-    )
+    result = {"faults": len(faults), "caught": len(faults) - len(missed), "missed": missed}
+    if not args.only:
+        record(result)
+    print(json.dumps(result))
     return 1 if missed else 0
 
 

@@ -205,8 +205,8 @@ def _table(outcome: Outcome) -> Table:
             row = [tokens, _of(f.agreement)]
             row += [_of(f.accuracy)] if known else []
             row += [record.milliseconds(f.ms.get(phase)) for phase, _ in SHOWN]
-        name = Text(entry.name, style="dim" if entry.control or entry.error else "")
-        table.add_row(name, *row, end_section=entry.name == FULL)
+        shown = Text(entry.name, style="dim" if entry.control or entry.error else "")
+        table.add_row(shown, *row, end_section=entry.name == FULL)
     return table
 
 

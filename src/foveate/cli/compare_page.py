@@ -87,6 +87,11 @@ def _text(value: object) -> str:
     return escape(plain(value))
 
 
+def _breakable(name: str) -> str:
+    """A plan's text, which may break between its parts."""
+    return _text(name).replace("+", "+<wbr>").replace(",", ",<wbr>")
+
+
 def _reading(known: bool) -> list[str]:
     lines = [
         "Kept, of: visual tokens of a picture, means. Same answer: word for word that of all tokens. "
@@ -101,7 +106,7 @@ def _reading(known: bool) -> list[str]:
 
 def _row(entry: Entry, f: Figures, known: bool, longest: float, columns: int) -> str:
     kind = "control" if entry.control else "full" if entry.plan.is_identity else "method"
-    head = f'<tr class="{kind}"><th scope="row">{_text(entry.name)}</th>'
+    head = f'<tr class="{kind}"><th scope="row">{_breakable(entry.name)}</th>'
     if entry.error is not None:
         reason = _text(entry.error)
         return f'{head}<td class="reason left" colspan="{columns - 1}">not on this model: {reason}</td></tr>'

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 CONTROLS = ("random", "pool", "downscale")
 FULL = "all tokens"
-THUMBNAIL, COLOURS = 256, 64  # longest side in pixels; colours of a drawn picture
+THUMBNAIL, COLOURS = 224, 256  # longest side in pixels; colours of a drawn picture
 
 
 @dataclass
@@ -198,7 +198,9 @@ def packed(image: Image.Image) -> str:
     small = image.convert("RGB")
     small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    small.quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+    # Median cut would give small patches of colour up first, and those are what is looked for.
+    few = small.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    few.save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -17,7 +17,7 @@ body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
 main { max-width: 1280px; margin: 0 auto; padding: 32px 20px 64px; }
 h1 { font-size: 28px; line-height: 1.2; margin: 0 0 6px; letter-spacing: -0.01em; }
 h2 { font-size: 19px; margin: 44px 0 10px; }
-p { margin: 6px 0; max-width: 78ch; }
+p { margin: 6px 0; max-width: 90ch; }
 .soft, .facts dt, small { color: var(--soft); }
 .facts { display: flex; flex-wrap: wrap; gap: 6px 28px; margin: 16px 0 0; }
 .facts div { display: flex; gap: 8px; } .facts dd { margin: 0; overflow-wrap: anywhere; }

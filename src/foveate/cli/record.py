@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,19 +117,22 @@ def counts(a: Report, b: Report) -> list[tuple[str, int, int]]:
 def stage_times(
     full: Sequence[Report], plan: Sequence[Report]
 ) -> list[tuple[str, float | None, float | None]]:
-    """(stage, mean of the full runs, mean of the plan's runs) in ms; None where a stage did not run."""
-    rows = [(p, _mean(full, p), _mean(plan, p)) for p in PHASES]
+    """(stage, median of the full runs, median of the plan's) in ms; None where a stage did not run.
+
+    Medians, because one run that the machine interrupts would carry a mean.
+    """
+    rows = [(p, _median(full, p), _median(plan, p)) for p in PHASES]
     rows = [r for r in rows if r[1] is not None or r[2] is not None]
     first = [r.ttft_ms for r in full if r.ttft_ms is not None]
     second = [r.ttft_ms for r in plan if r.ttft_ms is not None]
     if first and second:
-        rows.append(("first token after", sum(first) / len(first), sum(second) / len(second)))
+        rows.append(("first token after", statistics.median(first), statistics.median(second)))
     return rows
 
 
-def _mean(reports: Sequence[Report], phase: str) -> float | None:
+def _median(reports: Sequence[Report], phase: str) -> float | None:
     found = [r.ms[phase] for r in reports if phase in r.ms]
-    return sum(found) / len(found) if found else None
+    return statistics.median(found) if found else None
 
 
 def milliseconds(value: float | None) -> str:
