@@ -210,7 +210,7 @@ FAULTS = (
     ),
     Fault(
         "blocks transposed",
-        "models/adapter.py",
+        "models/grids.py",
         "line[:, None] * small + line[None, :]",
         "line[None, :] * small + line[:, None]",
         ADAPTER,

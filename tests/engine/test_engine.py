@@ -113,6 +113,7 @@ def test_a_bad_request_does_not_take_the_others_down(engine: Engine, tmp_path: P
     answers = engine.generate(requests, "uniform:keep=1/2", max_new_tokens=3, **NO_MARKS)
     kinds = [type(a.error) for a in answers]
     assert kinds == [type(None), MediaError, InputError, InputError, type(None), type(None)]
+    assert "reads as a picture" in str(answers[2].error)
     want = engine.generate([requests[0]], "uniform:keep=1/2", max_new_tokens=3, **NO_MARKS)[0]
     assert answers[0].token_ids == want.token_ids
     text = answers[4].report
@@ -156,7 +157,8 @@ def test_damaged_model_folders_are_named(tmp_path: Path, damage: str) -> None:
         expected = UnsupportedError
     else:
         folder = weights
-    with pytest.raises(expected):
+    says = {"pickle": "pickle format", "text only": "takes no pictures", "file": "is a file"}
+    with pytest.raises(expected, match=says.get(damage, "")):
         Engine.from_pretrained(folder)
 
 
