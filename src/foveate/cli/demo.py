@@ -108,7 +108,9 @@ def _print(samples: list[Sample], pairs: list[Pair], plan: str) -> None:
     screen.print(answers)
     a, b = [r for r, _ in reports], [r for _, r in reports]
     times = Table(
-        title=f"{len(reports)} questions: mean counts, median times", title_justify="left", title_style="bold"
+        title=f"{len(reports)} questions: mean counts, median times",
+        title_justify="left",
+        title_style="bold",
     )
     for name in ("", "all tokens", plan, "ratio"):
         times.add_column(Text(name), justify="left" if not name else "right")
