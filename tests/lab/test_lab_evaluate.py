@@ -11,22 +11,11 @@ from PIL import Image
 
 from foveate.core.errors import CheckpointError, SettingError
 from foveate.lab import samples
-from foveate.lab.evaluate import blind_prior, evaluate, main, question_type, table, wilson
+from foveate.lab.evaluate import blind_prior, evaluate, main, question_type, table
 
 
 def _knows(names: Sequence[str], n: int) -> dict[bytes, str]:
     return {s.image.tobytes(): s.answer for name in names for s in samples(name, "test", n)}
-
-
-def test_wilson_against_published_values() -> None:
-    low, high = wilson(81, 263)  # Newcombe 1998, table I, method 3: 0.2553 to 0.3662
-    assert low == pytest.approx(0.2553, abs=5e-5)
-    assert high == pytest.approx(0.3662, abs=5e-5)
-    low, high = wilson(0, 20)  # same table: 0.0000 to 0.1611
-    assert low == 0
-    assert high == pytest.approx(0.1611, abs=5e-5)
-    with pytest.raises(SettingError, match="right 3 and n 2"):
-        wilson(3, 2)
 
 
 def test_question_type_blanks_what_the_picture_decides() -> None:

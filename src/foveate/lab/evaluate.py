@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from foveate.core.errors import FoveateError, SettingError
+from foveate.measure.stats import wilson
 
 from .tasks import FAMILIES, Sample, family, samples
 from .words import COLOURS, KEYS, SHAPES
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 PRIOR_SAMPLES = 300
 PRIOR_MINIMUM = 30
-Z95 = 1.959964
 FEW_OBJECTS = 3
 
 
@@ -50,19 +49,6 @@ class Row:
     prior: float
     few: float | None
     many: float | None
-
-
-def wilson(right: int, n: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson score interval of a share (Wilson 1927). n must be 1 or more."""
-    if n < 1 or not 0 <= right <= n:
-        raise SettingError(
-            f"an interval needs 0 <= right <= n and n >= 1, got right {right} and n {n}"
-        )
-    share = right / n
-    middle = share + z * z / (2 * n)
-    spread = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max(0.0, (middle - spread) / scale), min(1.0, (middle + spread) / scale)
 
 
 def question_type(question: str) -> str:
@@ -124,7 +110,8 @@ def evaluate(
         if len(answers) != len(tested):
             raise SettingError(f"generate gave {len(answers)} answers for {len(tested)} questions")
         verdicts = [given == s.answer for given, s in zip(answers, tested, strict=True)]
-        low, high = wilson(sum(verdicts), n)
+        interval = wilson(sum(verdicts), n)
+        low, high = interval.low, interval.high
         pairs = [
             (v, s.objects) for v, s in zip(verdicts, tested, strict=True) if s.kind == "shapes"
         ]
