@@ -48,6 +48,8 @@ class Loading:
     max_pixels: int = MAX_PIXELS
     max_frames: int = MAX_FRAMES
     allow_url: bool = False
+    feature_cache: Path | None = None  # a folder
+    keep_features: bool = False  # in memory, for several questions about the same pictures
 
 
 def open_engine(loading: Loading) -> Engine:
@@ -69,6 +71,11 @@ def open_engine(loading: Loading) -> Engine:
         if error.name in ("torch", "transformers", "safetensors"):
             raise MissingExtraError(error.name, "hf", "running a model") from None
         raise
+    cache = None
+    if loading.feature_cache is not None or loading.keep_features:
+        from foveate.engine.cache import FeatureCache
+
+        cache = FeatureCache(folder=loading.feature_cache)
     local = Path(source).is_dir()
     _hush(local)
     if not local:
@@ -78,7 +85,7 @@ def open_engine(loading: Loading) -> Engine:
             name: getattr(loading, name)
             for name in ("dtype", "device_map", "revision", "max_pixels", "max_frames", "allow_url")
         }
-        return Engine.from_pretrained(source, **options)
+        return Engine.from_pretrained(source, cache=cache, **options)
 
 
 def _hush(local: bool) -> None:

@@ -63,6 +63,9 @@ def run(
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_frames: options.MaxFrames = options.MAX_FRAMES,
     allow_url: options.AllowUrl = False,
+    feature_cache: Annotated[
+        Path | None, typer.Option(help="Keep encoded pictures in this folder, for later questions.")
+    ] = None,
 ) -> int:  # fmt: skip
     """Answer a question about pictures or videos.
 
@@ -74,9 +77,21 @@ def run(
     )
     tasks = _tasks(collect(sources or [], allow_url), together or chat)
     _check(asked, tasks, question, chat=chat, stream=stream, as_json=as_json, picture=picture)
+    if compare and feature_cache is not None:
+        raise InputError("--compare times the encoder: leave out --feature-cache")
     target = output_file(picture, "--picture")
     engine = open_engine(
-        Loading(model, dtype, device_map, revision, max_pixels, max_frames, allow_url)
+        Loading(
+            model,
+            dtype,
+            device_map,
+            revision,
+            max_pixels,
+            max_frames,
+            allow_url,
+            feature_cache,
+            keep_features=chat,
+        )
     )
     if chat:
         from foveate.cli.chat import converse

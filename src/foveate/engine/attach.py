@@ -15,6 +15,7 @@ from torch import Tensor
 
 from foveate.core.errors import InputError, UnsupportedError
 from foveate.core.plan import Plan
+from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, has_media, refuse_later_stages
 from foveate.engine.select import TextTower
 from foveate.models import compat
@@ -53,11 +54,13 @@ def attach(
     *,
     processor: Any = None,
     text_tower: Callable[[str], Any] | None = None,
+    cache: FeatureCache | None = None,
 ) -> Iterator[Attached]:
     """Run `plan` inside the user's own generate() and forward() calls, until the block ends.
 
     The processor, if given, tells special tokens and tile markers. text_tower: the question's words
     to an embedding (e,) in the space of the encoder's features, for methods that compare the two.
+    cache: a FeatureCache, so that pictures seen before are not encoded again, by plan "none" either.
     Sequences start with the caller's full input_ids; logits of forward() are those of the shortened
     sequence, its loss is over the caller's labels. Raises UnsupportedError before any compute if the
     model or the plan cannot be served.
@@ -79,9 +82,11 @@ def attach(
     own_forward = type(inner).forward
 
     def prepared(kwargs: dict[str, Any]) -> Compressed | None:
-        if parsed.is_identity or not has_media(adapter, kwargs):
+        if (parsed.is_identity and cache is None) or not has_media(adapter, kwargs):
             return None
-        state.last = compress(adapter, parsed, kwargs, special_ids=specials, text_tower=tower)
+        state.last = compress(
+            adapter, parsed, kwargs, special_ids=specials, text_tower=tower, cache=cache
+        )
         return state.last
 
     @functools.wraps(generate)

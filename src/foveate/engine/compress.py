@@ -19,6 +19,7 @@ from foveate.core.plan import Plan
 from foveate.core.report import SegmentReport
 from foveate.core.views import Reduction, Segment
 from foveate.engine import splice
+from foveate.engine.cache import FeatureCache
 from foveate.engine.rows import Placed, place, segments
 from foveate.engine.select import TextTower, question_of, reduce_request
 from foveate.engine.tower import TowerPass, around_tower
@@ -47,6 +48,7 @@ class RowResult:
     index: np.ndarray
     length: int
     text_tokens: int
+    cached: int = 0  # of `segments`, those whose features were known before
 
     @property
     def visual_in(self) -> int:
@@ -98,9 +100,10 @@ def compress(
     special_ids: frozenset[int] = frozenset(),
     text_tower: TextTower | None = None,
     encoded: dict[str, Encoded] | None = None,
+    cache: FeatureCache | None = None,
 ) -> Compressed:
     """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks,
-    types.
+    types. `cache` gives the features of pictures that it knows; `encoded` goes before it.
 
     Raises InputError where ids and pictures disagree, UnsupportedError where the model cannot serve
     the plan.
@@ -113,8 +116,8 @@ def compress(
             "a plan needs input_ids of shape (batch, tokens); inputs_embeds do not show where the "
             "visual tokens are"
         )
-    cache = kwargs.get("past_key_values")
-    if cache is not None and cache.get_seq_length() > 0:
+    past = kwargs.get("past_key_values")
+    if past is not None and past.get_seq_length() > 0:
         raise UnsupportedError(
             "pictures with a filled past_key_values are not supported: start a new cache for a turn "
             "that brings pictures"
@@ -137,8 +140,15 @@ def compress(
             )
         around = around_tower(adapter, tower)
     with phase("encode"):
+        known: frozenset[int] = frozenset()
         if encoded is None:
-            encoded = {m: adapter.encode(mm, m, needs, around) for m, mm in media.items() if mm}
+            encoded = {}
+            for m, mm in media.items():
+                if mm and cache is not None:
+                    fetched = cache.encode(adapter, mm, m, needs, around)
+                    encoded[m], known = fetched.encoded, known | fetched.hits
+                elif mm:
+                    encoded[m] = adapter.encode(mm, m, needs, around)
     with phase("select"):
         rows = place(adapter, ids, mask, list(encoded.values()), kwargs.get("mm_token_type_ids"))
         results, kept = [], []
@@ -175,6 +185,7 @@ def compress(
                     index,
                     int(real[r].sum()),
                     int(real[r].sum()) - visual,
+                    sum(id(p.piece) in known for p in placed),
                 )
             )
             kept.append(pieces)

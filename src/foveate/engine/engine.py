@@ -16,6 +16,7 @@ from foveate.core.errors import FoveateError, InputError, MediaError
 from foveate.core.plan import Plan
 from foveate.core.report import Report
 from foveate.engine.attach import reading_ids, special_ids
+from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
 from foveate.engine.loading import load
 from foveate.engine.prompt import chat_text
@@ -43,7 +44,8 @@ class _Run:
 
 
 class Engine:
-    """Runs plans on one model. `max_pixels` bounds a picture, `max_frames` a video.
+    """Runs plans on one model. `max_pixels` bounds a picture, `max_frames` a video; `cache` keeps
+    encoded pictures for later questions (none by default, so that times are those of a first one).
 
     A batch is padded on the left; requests without media and requests with pictures or videos run
     as
@@ -59,12 +61,14 @@ class Engine:
         max_frames: int = 64,
         allow_url: bool = False,
         text_tower: Callable[[str], Any] | None = None,
+        cache: FeatureCache | None = None,
     ) -> None:
         self.model: Any = compat.unwrap(model)
         self.processor = processor
         self.adapter = adapter_for(self.model)
         self.special_ids = special_ids(self.adapter, processor)
         self.text_tower = reading_ids(text_tower, processor)
+        self.cache = cache
         self.max_pixels = max_pixels
         self.max_frames = max_frames
         self.allow_url = allow_url
@@ -173,6 +177,7 @@ class Engine:
             phase=clock.phase,
             special_ids=self.special_ids,
             text_tower=self.text_tower,
+            cache=self.cache,
         )
         first = _FirstLogits(clock)
         options = {k: v for k, v in settings.items() if v is not None}
@@ -271,6 +276,11 @@ class Engine:
         notes = list(run.members[index].notes)
         if len(run.members) > 1:
             notes.append(f"milliseconds are of the whole batch of {len(run.members)}")
+        if row.cached:
+            which = "" if row.cached == len(row.segments) else f" for {row.cached} segments"
+            notes.append(f"encoder features from the cache{which}")
+        if self.cache is not None and tower is not None and row.segments:
+            notes.append("a tower method acted: its features are not cached")
         saved = look.dropped[index] if look.dropped else 0
         changed = not short.identity or (tower is not None and not tower.identity) or look.changed
         if not changed and not plan.is_identity:

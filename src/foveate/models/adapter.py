@@ -247,7 +247,7 @@ class AutoAdapter:
             )
             calls = captures[module].received or captures[module].cls
             batched = calls and calls[0].shape[0] > 1
-            if batched or (calls and front):
+            if (batched or (calls and front)) and not captures[module].padded:
                 tokens.queries = int(calls[0].shape[2])
 
     def _reorder_heads(self, x: Tensor | None, mm: Mapping[str, Any]) -> Tensor | None:

@@ -138,6 +138,7 @@ class Capture:
     cls: list[Tensor] = field(default_factory=list)
     keys: list[Tensor] = field(default_factory=list)
     query: list[Tensor] = field(default_factory=list)
+    padded: bool = False
 
 
 Attentive = Callable[[nn.Module, Tensor], Tensor]
@@ -155,6 +156,14 @@ class _Tap:
 
 
 _taps: ContextVar[tuple[_Tap, ...]] = ContextVar("foveate_taps", default=())
+
+
+def _asking(mask: Tensor | None, length: int) -> Tensor | None:
+    """(B, 1, S): which queries are tokens and not padding: those that some query may see as a key."""
+    if mask is None or mask.shape[-1] != length:
+        return None
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    return seen.any(-2).to(torch.float32)
 
 
 @torch.no_grad()
@@ -189,8 +198,13 @@ def observe(
         if "received" in capture.want:
             total = torch.zeros_like(q32[:, :, :, 0])
             block = max(1, 2**21 // max(1, q32.shape[1] * q32.shape[2]))
+            asks = _asking(mask, q32.shape[2])
+            capture.padded |= asks is not None and not bool(asks.all())
             for start in range(0, q32.shape[2], block):
-                total += rows(start, min(start + block, q32.shape[2])).sum(-2)
+                part = rows(start, min(start + block, q32.shape[2]))
+                if asks is not None:  # a padded patch attends too, but nobody asked
+                    part = part * asks[..., start : start + part.shape[2], None]
+                total += part.sum(-2)
             capture.received.append(total)
 
 
