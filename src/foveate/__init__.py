@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from foveate.core import Budget, Plan, Report, methods
     from foveate.core.errors import FoveateError
     from foveate.engine.attach import attach
+    from foveate.engine.cache import FeatureCache
     from foveate.engine.engine import Engine
     from foveate.engine.loading import load
     from foveate.engine.request import Answer, Request
@@ -23,6 +24,7 @@ __all__ = [
     "Answer",
     "Budget",
     "Engine",
+    "FeatureCache",
     "FoveateError",
     "Plan",
     "Report",
@@ -37,6 +39,7 @@ _HOMES = {
     "Answer": "foveate.engine.request",
     "Budget": "foveate.core",
     "Engine": "foveate.engine.engine",
+    "FeatureCache": "foveate.engine.cache",
     "FoveateError": "foveate.core.errors",
     "Plan": "foveate.core",
     "Report": "foveate.core",

@@ -186,14 +186,14 @@ FAULTS = (
     ),
     Fault(
         "the streamer shows the short prompt",
-        "engine/attach.py",
+        "engine/callers.py",
         "            value = self.prompt",
         "            pass",
         ATTACH,
     ),
     Fault(
         "prompts interleaved for beams",
-        "engine/attach.py",
+        "engine/callers.py",
         ".repeat_interleave(repeat, 0)",
         ".repeat(repeat, 1)",
         (
@@ -203,7 +203,7 @@ FAULTS = (
     ),
     Fault(
         "max_length counts the short prompt",
-        "engine/attach.py",
+        "engine/callers.py",
         "max(1, value - removed)",
         "value",
         ATTACH,

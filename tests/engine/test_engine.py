@@ -158,7 +158,7 @@ def test_damaged_model_folders_are_named(tmp_path: Path, damage: str) -> None:
     else:
         folder = weights
     says = {"pickle": "pickle format", "text only": "takes no pictures", "file": "is a file"}
-    with pytest.raises(expected, match=says.get(damage, "")):
+    with pytest.raises(expected, match=says.get(damage, "model|weights|config")):
         Engine.from_pretrained(folder)
 
 
@@ -166,3 +166,38 @@ def test_settings_out_of_range_are_refused(engine: Engine) -> None:
     for options in ({"max_new_tokens": 0}, {"batch_size": 0}):
         with pytest.raises(InputError, match="out of range"):
             engine.generate(three(), **options)
+
+
+def test_requests_that_are_no_requests_are_reported_one_by_one(engine: Engine) -> None:
+    good = three()[0]
+    bad = [
+        Request("what ?", images=picture(40, 40, 1)),  # type: ignore[arg-type]
+        Request("what ?", images="picture.png"),
+        Request("what ?", images=np.zeros((4, 40, 40, 3), np.uint8)),  # type: ignore[arg-type]
+        Request("what ?", history=["hello"]),  # type: ignore[list-item]
+        Request("what ?", system=5),  # type: ignore[arg-type]
+    ]
+    answers = engine.generate([good, *bad, good], "uniform:keep=1/2", max_new_tokens=2, **NO_MARKS)
+    assert [a.ok for a in answers] == [True, *[False] * len(bad), True]
+    assert all(isinstance(a.error, InputError) for a in answers[1:-1])
+
+
+def test_generate_options_are_the_callers(engine: Engine) -> None:
+    from transformers import GenerationConfig
+
+    request = three()[0]
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, suppress_tokens=[290, 291])
+    answer = engine.generate([request], None, generation_config=config)[0]
+    assert answer.report is not None and 1 <= answer.report.new_tokens <= 3
+    free = engine.generate([request], None, max_new_tokens=6, **NO_MARKS)[0]
+    stop = free.token_ids[1] if len(free.token_ids) > 1 else free.token_ids[0]
+    cut = engine.generate([request], None, max_new_tokens=6, eos_token_id=stop, **NO_MARKS)[0]
+    assert cut.token_ids[-1] == stop and stop not in cut.token_ids[:-1]
+    for options in ({"num_return_sequences": 2}, {"use_cache": False}):
+        with pytest.raises(InputError):
+            engine.generate([request], None, **options)
+    side = engine.processor.tokenizer.padding_side
+    engine.processor.tokenizer.padding_side = "right"
+    engine.generate(three(), None, max_new_tokens=1, **NO_MARKS)
+    assert engine.processor.tokenizer.padding_side == "right"
+    engine.processor.tokenizer.padding_side = side

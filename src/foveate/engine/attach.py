@@ -7,16 +7,28 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from foveate.core.errors import InputError, UnsupportedError
 from foveate.core.plan import Plan
 from foveate.engine.cache import FeatureCache
-from foveate.engine.compress import Compressed, compress, has_media, refuse_later_stages
+from foveate.engine.callers import (
+    GENERATE_POSITIONS,
+    fit_lengths,
+    full_view,
+    with_callers_ids,
+)
+from foveate.engine.compress import (
+    Compressed,
+    compress,
+    has_media,
+    refuse_later_stages,
+    refuse_old_cache,
+)
 from foveate.engine.select import TextTower
 from foveate.models import compat
 from foveate.models.adapter import AutoAdapter, adapter_for
@@ -29,22 +41,6 @@ class Attached:
         self.adapter = adapter
         self.plan = plan
         self.last: Compressed | None = None
-
-
-class _Streamer:
-    """Hands a user's streamer the caller's own prompt in place of the shortened one."""
-
-    def __init__(self, inner: Any, prompt: Tensor) -> None:
-        self.inner, self.prompt, self.first = inner, prompt, True
-
-    def put(self, value: Tensor) -> None:
-        if self.first:
-            self.first = False
-            value = self.prompt
-        self.inner.put(value)
-
-    def end(self) -> None:
-        self.inner.end()
 
 
 @contextlib.contextmanager
@@ -80,9 +76,13 @@ def attach(
     state = Attached(adapter, parsed.resolved(mrope=adapter.mrope))
     generate, forward = inner.generate, inner.forward
     own_forward = type(inner).forward
+    lock = threading.RLock()  # config and hooks of a model are one for all threads
 
     def prepared(kwargs: dict[str, Any]) -> Compressed | None:
-        if (parsed.is_identity and cache is None) or not has_media(adapter, kwargs):
+        if parsed.is_identity and cache is None:
+            return None
+        if not has_media(adapter, kwargs):
+            refuse_old_cache(adapter, kwargs)
             return None
         state.last = compress(
             adapter, parsed, kwargs, special_ids=specials, text_tower=tower, cache=cache
@@ -90,18 +90,21 @@ def attach(
         return state.last
 
     @functools.wraps(generate)
-    def generate_with_plan(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if inputs is not None and "input_ids" not in kwargs:
-            kwargs["input_ids"], inputs = inputs, None
-        with torch.no_grad():
-            short = prepared(kwargs)
-        if short is None:
-            return generate(inputs, *args, **kwargs)
-        call = fit_lengths(inner, kwargs, short)
-        if call.get("streamer") is not None:
-            call["streamer"] = _Streamer(call["streamer"], kwargs["input_ids"].cpu())
-        with compat.expanding_by_row(inner, short.expand):
-            out = generate(inputs, *args, **call)
+    def generate_with_plan(*args: Any, **kwargs: Any) -> Any:
+        kwargs = {**dict(zip(GENERATE_POSITIONS, args, strict=False)), **kwargs}
+        rest = args[len(GENERATE_POSITIONS) :]
+        if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
+            kwargs["input_ids"] = kwargs.pop("inputs")
+        with lock:
+            with torch.no_grad():
+                short = prepared({**compat.with_inferred_mask(inner, kwargs)})
+            if short is None:
+                inputs = kwargs.pop("inputs", None)
+                return generate(inputs, **kwargs) if not rest else generate(*args, **kwargs)
+            call = fit_lengths(inner, kwargs, short)
+            full_view(call, kwargs["input_ids"], call["input_ids"].shape[1])
+            with compat.expanding_by_row(inner, short.expand):
+                out = generate(**call)
         return with_callers_ids(out, kwargs["input_ids"], call["input_ids"])
 
     @functools.wraps(own_forward)
@@ -109,10 +112,18 @@ def attach(
         bound = inspect.signature(forward).bind_partial(*args, **kwargs)
         values = dict(bound.arguments)
         values.update(values.pop("kwargs", {}))
-        short = prepared(values)
-        return forward(**short.kwargs) if short is not None else forward(*args, **kwargs)
+        if not has_media(adapter, values):
+            return forward(*args, **kwargs)
+        with lock:
+            short = prepared(values)
+            if short is None:
+                return forward(*args, **kwargs)
+            out = forward(**short.kwargs)
+            compat.continue_positions(adapter, short.kwargs)
+        return out
 
     with contextlib.ExitStack() as stack:
+        stack.enter_context(compat.kept_state(inner.base_model))
         stack.enter_context(compat.instance_attribute(inner, "generate", generate_with_plan))
         # A hook of accelerate may have replaced forward on the instance; ours wraps whatever is
         # there.
@@ -145,33 +156,3 @@ def reading_ids(text_tower: Callable[[str], Any] | None, processor: Any) -> Text
     if tokenizer is None:
         raise InputError("text_tower= needs processor=, whose tokenizer reads the question's ids")
     return lambda ids: text_tower(tokenizer.decode(ids))
-
-
-def fit_lengths(model: Any, kwargs: dict[str, Any], short: Compressed) -> dict[str, Any]:
-    """max_length and min_length count the caller's prompt: move them by the tokens that were
-    removed.
-    """
-    call = dict(short.kwargs)
-    removed = kwargs["input_ids"].shape[1] - call["input_ids"].shape[1]
-    config = kwargs.get("generation_config")
-    config = config if config is not None else model.generation_config
-    for name in ("max_length", "min_length"):
-        explicit = kwargs.get(name)
-        value = explicit if explicit is not None else getattr(config, name, None)
-        new = f"{name[:3]}_new_tokens"
-        free = kwargs.get(new) is None and getattr(config, new, None) is None
-        if isinstance(value, int) and value > 0 and free:
-            call[name] = max(1, value - removed)
-    return call
-
-
-def with_callers_ids(out: Any, full: Tensor, short: Tensor) -> Any:
-    """Generated sequences with the shortened prompt replaced by the caller's own."""
-    sequences = out if torch.is_tensor(out) else out.sequences
-    repeat = sequences.shape[0] // full.shape[0]
-    prompt = full.to(sequences.device).repeat_interleave(repeat, 0)
-    whole = torch.cat([prompt, sequences[:, short.shape[1] :]], 1)
-    if torch.is_tensor(out):
-        return whole
-    out.sequences = whole
-    return out

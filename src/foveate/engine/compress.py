@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.core.errors import InputError, UnsupportedError
+from foveate.core.errors import UnsupportedError
 from foveate.core.method import Method
 from foveate.core.plan import Plan
 from foveate.core.report import SegmentReport
@@ -87,6 +87,21 @@ def refuse_later_stages(plan: Plan) -> None:
             )
 
 
+def refuse_old_cache(adapter: AutoAdapter, kwargs: Mapping[str, Any]) -> None:
+    """A filled cache beside ids with placeholders: its length is that of a shortened prompt, so the
+    model would read the wrong part of the ids again. UnsupportedError before any compute.
+    """
+    past, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
+    if past is None or not torch.is_tensor(ids) or ids.ndim != 2 or past.get_seq_length() == 0:
+        return
+    known = [t for t in map(adapter.token_id, MODALITIES) if t is not None]
+    if any(bool((ids == t).any()) for t in known):
+        raise UnsupportedError(
+            "a second turn over a shortened prompt's cache is not supported: call again without "
+            "past_key_values, with the pictures, or pass only the new tokens with their positions"
+        )
+
+
 def has_media(adapter: AutoAdapter, kwargs: Mapping[str, Any]) -> bool:
     return any(adapter.media_kwargs(kwargs, m) for m in MODALITIES)
 
@@ -122,8 +137,28 @@ def compress(
             "pictures with a filled past_key_values are not supported: start a new cache for a turn "
             "that brings pictures"
         )
+    if plan.question_turn != -1:
+        raise UnsupportedError(
+            "question_turn other than -1 (the last turn) is not run by this version; drop it"
+        )
     mask = kwargs.get("attention_mask")
-    mask = mask if torch.is_tensor(mask) and mask.ndim == 2 else torch.ones_like(ids)
+    if mask is None:
+        mask = torch.ones_like(ids)
+    if not torch.is_tensor(mask) or mask.shape != ids.shape:
+        raise UnsupportedError(
+            "a plan needs attention_mask of shape (batch, tokens); a mask of another shape cannot be "
+            "brought to the kept tokens"
+        )
+    if torch.is_tensor(kwargs.get("logits_to_keep")):
+        raise UnsupportedError(
+            "logits_to_keep as a tensor names places of the full sequence; give a number, or none"
+        )
+    given = kwargs.get("position_ids")
+    if given is not None and plan.positions == "renumber" and plan.methods:
+        raise UnsupportedError(
+            "position_ids were given, but this plan numbers kept tokens anew: leave them out, or "
+            "say positions=retain in the plan"
+        )
     side = splice.padding_side(mask)
     method = plan.stage("tokens")
     needs = method.needs if method is not None else frozenset()
@@ -234,6 +269,10 @@ def _shortened(
         full["position_ids"] = compat.position_ids(adapter.model, ids, context)
     if plan.positions == "renumber":
         full.pop("position_ids", None)
+    if full.get("position_ids") is not None:
+        given = full["position_ids"]
+        if given.shape[-2] == 1 and ids.shape[0] > 1:
+            full["position_ids"] = given.expand(*given.shape[:-2], *ids.shape)
     used = {k for mm in media.values() for k in mm} | _geometry_names(adapter)
     full = {k: v for k, v in full.items() if k not in used}
     pad = _pad_id(adapter, ids, mask)
@@ -264,8 +303,3 @@ def _pad_id(adapter: AutoAdapter, ids: Tensor, mask: Tensor) -> int:
     if isinstance(pad, list):
         pad = pad[0] if pad else None
     return int(pad) if pad is not None and pad >= 0 else 0
-
-
-def check_rows(ids: Tensor) -> None:
-    if ids.shape[0] == 0:
-        raise InputError("the batch is empty")

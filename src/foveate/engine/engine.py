@@ -4,7 +4,6 @@ taking others down.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from foveate.engine.attach import reading_ids, special_ids
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
 from foveate.engine.loading import load
-from foveate.engine.prompt import chat_text
+from foveate.engine.prompt import chat_text, check_words
 from foveate.engine.request import Answer, KeptSegment, Prepared, Request
 from foveate.measure.clock import StageClock
 from foveate.models import compat
@@ -28,19 +27,20 @@ from foveate.models.media import load_image
 from foveate.models.processors import video_inputs
 from foveate.models.video import load_video
 
-_log = logging.getLogger("foveate")
+_OURS = ("use_cache", "return_dict_in_generate")
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Run:
     """One batch that ran: what the answers and reports are made of."""
 
     plan: Plan
     members: list[Prepared]
+    pictures: list[Any]
     short: Compressed
-    out: Any
     clock: StageClock
     look: Any
+    out: Any = None
 
 
 class Engine:
@@ -88,7 +88,7 @@ class Engine:
         requests: Sequence[Request],
         plan: str | Plan | None = None,
         *,
-        max_new_tokens: int = 64,
+        max_new_tokens: int | None = None,
         batch_size: int = 8,
         streamer: Any = None,
         progress: Callable[[int], None] | None = None,
@@ -96,11 +96,20 @@ class Engine:
     ) -> list[Answer]:
         """Answer every request, in order; further options go to transformers' generate().
 
-        A request that fails carries its error. A plan that this model cannot serve raises for all.
+        Greedy and 64 new tokens unless `max_new_tokens`, `generation_config` or an option says
+        otherwise. A request that fails carries its error. A plan that this model cannot serve raises for all.
         """
         parsed = Plan.parse(plan)
         refuse_later_stages(parsed)
-        if max_new_tokens < 1:
+        for name in _OURS:
+            if name in options:
+                raise InputError(f"{name} is the engine's own; use attach for generate() as it is")
+        if int(options.get("num_return_sequences") or 1) > 1:
+            raise InputError("the engine gives one answer a request; use attach for several")
+        if "generation_config" not in options:
+            max_new_tokens = 64 if max_new_tokens is None else max_new_tokens
+            options.setdefault("do_sample", False)
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens = {max_new_tokens} is out of range: at least 1")
         if batch_size < 1:
             raise InputError(f"batch_size = {batch_size} is out of range: at least 1")
@@ -115,6 +124,11 @@ class Engine:
                 answers[i] = Answer("", error=error, id=request.id)
                 continue
             groups.setdefault((bool(ready.pictures), bool(ready.videos)), []).append((i, ready))
+        method = parsed.stage("tokens")
+        if method is not None and method.video_only and any(videos for _, videos in groups):
+            for i, ready in groups.pop((True, False), []):
+                missing = InputError(f"{method.name} compares frames; this request has no video")
+                answers[i] = Answer("", error=missing, id=ready.request.id)
         settings = {"max_new_tokens": max_new_tokens, "streamer": streamer, **options}
         for members in groups.values():
             for start in range(0, len(members), batch_size):
@@ -130,6 +144,7 @@ class Engine:
         """Read media and write the chat text; InputError or MediaError says what is wrong with this
         request.
         """
+        check_words(self.processor, request)
         notes: list[str] = []
         pictures = []
         for source in request.images:
@@ -149,7 +164,7 @@ class Engine:
     ) -> list[Answer]:
         """Run a batch; if an input in it is bad, run each alone so that only the bad one fails."""
         try:
-            return self._run(members, plan, settings)
+            ready = self._encode(members, plan)
         except (InputError, ValueError, IndexError) as error:
             if len(members) > 1:
                 return [a for m in members for a in self._guarded([m], plan, settings)]
@@ -157,11 +172,10 @@ class Engine:
                 error if isinstance(error, FoveateError) else InputError(f"the processor: {error}")
             )
             return [Answer("", error=known, id=members[0].request.id)]
+        return self._decode(ready, settings)
 
     @torch.no_grad()
-    def _run(
-        self, members: list[Prepared], plan: Plan, settings: Mapping[str, Any]
-    ) -> list[Answer]:
+    def _encode(self, members: list[Prepared], plan: Plan) -> _Run:
         clock = StageClock(device=self.model.device)
         with clock.phase("preprocess"):
             look = self._look(plan)
@@ -179,14 +193,21 @@ class Engine:
             text_tower=self.text_tower,
             cache=self.cache,
         )
+        if look.notes:
+            for m, extra in zip(members, look.notes, strict=True):
+                m.notes += extra
+        return _Run(plan, members, pictures, short, clock, look)
+
+    @torch.no_grad()
+    def _decode(self, run: _Run, settings: Mapping[str, Any]) -> list[Answer]:
+        short, clock = run.short, run.clock
         first = _FirstLogits(clock)
         options = {k: v for k, v in settings.items() if v is not None}
-        options.setdefault("do_sample", False)
         processors = [*options.pop("logits_processor", []), first]
         clock.start("prefill")
         try:
             with compat.expanding_by_row(self.model, short.expand):
-                out = self.model.generate(
+                run.out = self.model.generate(
                     **short.kwargs,
                     **options,
                     logits_processor=processors,
@@ -195,11 +216,7 @@ class Engine:
                 )
         finally:
             clock.stop()
-        if look.notes:
-            for m, extra in zip(members, look.notes, strict=True):
-                m.notes += extra
-        run = _Run(plan, members, short, out, clock, look)
-        return self._answers(run, pictures)
+        return self._answers(run, self._stop_ids(settings))
 
     def _look(self, plan: Plan) -> Any:
         method = plan.stage("pixels")
@@ -222,8 +239,7 @@ class Engine:
             call["images"] = pictures
         if any(videos):
             call.update(video_inputs([v for row in videos for v in row]))
-        self.processor.tokenizer.padding_side = "left"
-        inputs = dict(self.processor(**call, return_tensors="pt"))
+        inputs = dict(self._left_padded(call))
         dtype, device = self.model.dtype, self.model.device
 
         def there(x: Any) -> Any:
@@ -233,10 +249,18 @@ class Engine:
 
         return {k: there(v) for k, v in inputs.items()}
 
-    def _answers(self, run: _Run, pictures: list[Any]) -> list[Answer]:
+    def _left_padded(self, call: Mapping[str, Any]) -> Any:
+        """The processor's output for a batch; the tokenizer's own padding side is put back."""
+        tokenizer = self.processor.tokenizer
+        side, tokenizer.padding_side = tokenizer.padding_side, "left"
+        try:
+            return self.processor(**call, return_tensors="pt")
+        finally:
+            tokenizer.padding_side = side
+
+    def _answers(self, run: _Run, eos: set[int]) -> list[Answer]:
         start = run.short.kwargs["input_ids"].shape[1]
         each = run.out.sequences.shape[0] // len(run.members)
-        eos = self._stop_ids()
         answers = []
         for i, (member, row) in enumerate(zip(run.members, run.short.rows, strict=True)):
             ids = _until(run.out.sequences[i * each, start:].tolist(), eos)
@@ -253,15 +277,18 @@ class Engine:
                     tuple(ids),
                     report,
                     kept,
-                    tuple(pictures[i]),
+                    tuple(run.pictures[i]),
                     tuple(member.notes),
                     id=member.request.id,
                 )
             )
         return answers
 
-    def _stop_ids(self) -> set[int]:
-        eos = self.model.generation_config.eos_token_id
+    def _stop_ids(self, settings: Mapping[str, Any]) -> set[int]:
+        config = settings.get("generation_config")
+        eos = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
+        if eos is None:
+            eos = self.model.generation_config.eos_token_id
         if eos is None:
             eos = self.processor.tokenizer.eos_token_id
         if eos is None:

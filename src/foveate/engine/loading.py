@@ -14,7 +14,7 @@ DTYPES = ("float32", "float16", "bfloat16", "auto")
 def load(
     source: str | Path,
     *,
-    dtype: str = "auto",
+    dtype: Any = "auto",
     device_map: str | None = None,
     revision: str | None = None,
 ) -> tuple[Any, Any]:
@@ -25,6 +25,7 @@ def load(
     Raises CheckpointError for a missing, truncated, pickled or non-VLM folder, InputError for a bad
     dtype.
     """
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise InputError(f"dtype = {dtype!r}; {nearest(dtype, DTYPES)}")
     check_folder(source)

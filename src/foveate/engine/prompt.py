@@ -4,6 +4,7 @@ a user.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from foveate.core.errors import InputError
@@ -28,8 +29,18 @@ def reserved(processor: Any) -> set[str]:
 
 def check_words(processor: Any, request: Request) -> None:
     """InputError if the user's own text holds a placeholder, or there is nothing to answer."""
+    for name in ("images", "videos"):
+        given = getattr(request, name)
+        if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
+            raise InputError(
+                f"{name}: give a list, also for a single one; got {type(given).__name__}"
+            )
+    if not isinstance(request.system, (str, type(None))):
+        raise InputError("system: give text")
     texts = [request.question, request.system or ""]
     for message in request.history:
+        if not isinstance(message, Mapping):
+            raise InputError('history: give messages such as {"role": "user", "content": "..."}')
         content = message.get("content", "")
         if message.get("role") not in ("user", "assistant", "system") or not isinstance(
             content, str
@@ -52,7 +63,6 @@ def chat_text(processor: Any, request: Request, images: int, videos: int) -> str
     """Prompt text with one placeholder a picture; a model without chat template gets a plain
     prompt.
     """
-    check_words(processor, request)
     template = getattr(processor, "chat_template", None)
     template = template or getattr(getattr(processor, "tokenizer", None), "chat_template", None)
     content: list[dict[str, str]] = [{"type": "image"}] * images + [{"type": "video"}] * videos
@@ -69,5 +79,10 @@ def chat_text(processor: Any, request: Request, images: int, videos: int) -> str
         messages.append({"role": message["role"], "content": text})
     content = [*content, {"type": "text", "text": request.question}]
     messages.append({"role": "user", "content": content})
-    out: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        out: str = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
+    except Exception as error:  # templates raise jinja's errors, and those of their own words
+        raise InputError(f"the model's chat template refuses this conversation: {error}") from None
     return out

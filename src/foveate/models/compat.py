@@ -49,7 +49,7 @@ def accepts_encoder_outputs(model: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _kept_state(base: Any) -> Iterator[None]:
+def kept_state(base: Any) -> Iterator[None]:
     # get_rope_index leaves `rope_deltas` on the module; explicit position_ids make it moot, so put
     # it back.
     had = "rope_deltas" in vars(base)
@@ -67,13 +67,40 @@ def position_ids(model: Any, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Te
     """Positions that generate() itself would use for these full inputs: (B, S), or (4, B, S) with
     M-RoPE.
     """
-    with _kept_state(model.base_model):
+    with kept_state(model.base_model):
         out: Tensor = model._prepare_position_ids_for_generation(
             input_ids, {"input_ids": input_ids, **kwargs}
         )
     return (
         out if out.shape[-2] == input_ids.shape[0] else out.expand(input_ids.shape[0], -1).clone()
     )
+
+
+def with_inferred_mask(model: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """generate()'s inputs with the mask that it would infer from the pad token, if none was given."""
+    ids = kwargs.get("input_ids")
+    if kwargs.get("attention_mask") is not None or not torch.is_tensor(ids):
+        return kwargs
+    config = kwargs.get("generation_config") or model.generation_config
+    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    eos = kwargs.get("eos_token_id", config.eos_token_id)
+    eos = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if pad is None or pad in eos or not bool((ids == pad).any()):
+        return kwargs
+    return {**kwargs, "attention_mask": (ids != pad).long()}
+
+
+def continue_positions(adapter: Any, short: Mapping[str, Any]) -> None:
+    """Let a decode loop of the user's own go on where a shortened M-RoPE prefill ended.
+
+    These models count a step's position from the cache's length plus `rope_deltas`, which the
+    native prefill sets on the module; attach puts the old value back when it closes.
+    """
+    positions = short.get("position_ids")
+    if adapter.mrope and torch.is_tensor(positions) and positions.ndim == 3:
+        axes = positions[1:] if positions.shape[0] == 4 else positions  # the first counts text
+        last = axes.amax(0).amax(-1, keepdim=True)
+        adapter.base.rope_deltas = last + 1 - positions.shape[-1]
 
 
 @contextlib.contextmanager

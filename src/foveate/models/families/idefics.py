@@ -19,9 +19,8 @@ from foveate.models.grids import block_group, square
 class IdeficsAdapter(AutoAdapter):
     """Tiles of equal length; markers stand between them as text.
 
-    Tiles belong to one picture until the marker of the global picture (`global_marker`, set from
-    the
-    tokenizer) has passed; without a tokenizer every tile counts as a picture of its own.
+    Tiles belong to one picture until the marker of the global picture has passed: `global_marker`
+    from the tokenizer, else the token before the row's last run.
     """
 
     global_marker: int | None = None
@@ -55,15 +54,15 @@ class IdeficsAdapter(AutoAdapter):
         return pieces
 
     def pictures(self, pieces: Sequence[Piece], runs: Sequence[int], ids: Tensor) -> list[int]:
-        if self.global_marker is None:
-            return [p.picture for p in pieces]
         flat = ids.tolist()
         starts = _run_starts(flat, self.token_id("image"))
+        # A picture always ends with its global view, so the last run shows that view's marker.
+        marker = self.global_marker if self.global_marker is not None else flat[starts[-1] - 1]
         picture, numbers = 0, []
         for piece, run in zip(pieces, runs, strict=True):
             numbers.append(picture)
             begin = starts[run]
-            if begin > 0 and flat[begin - 1] == self.global_marker:
+            if begin > 0 and flat[begin - 1] == marker:
                 piece.kind = "thumbnail"
                 picture += 1
         return numbers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -148,15 +148,32 @@ class Ovis2Adapter(AutoAdapter):
         return int((config.image_size // config.patch_size) ** 2)
 
 
+def joined_runs(ids: Tensor, token: int | None, runs: Sequence[int]) -> list[int]:
+    """Runs of placeholders with one token between them, a tile's marker, counted as one run.
+
+    Between two pictures stand at least an end and a begin marker.
+    """
+    here = [i for i, x in enumerate(ids.tolist()) if x == token]
+    number, joined, last = 0, {}, None
+    count = -1
+    for at in here:
+        if last is None or at > last + 1:
+            count += 1
+            number += last is not None and at > last + 2
+            joined[count] = number
+        last = at
+    return [joined[r] for r in runs]
+
+
 @family("internvl", "aya_vision", "cohere2_vision")
 class TiledAdapter(AutoAdapter):
-    """Tiles of one picture stand in one run of placeholders where no marker parts them."""
+    """Tiles of one picture stand in one run of placeholders, or with one marker between them."""
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         return self.tiled(self.features(out), self._tile_tokens(out), kind="tile")
 
     def pictures(self, pieces: Any, runs: Any, ids: Tensor) -> list[int]:
-        return list(by_run(runs))
+        return list(by_run(joined_runs(ids, self.token_id("image"), runs)))
 
 
 @family("gemma3n")
