@@ -150,7 +150,6 @@ def test_a_budget_over_every_token_keeps_them_all(name: str, family: str) -> Non
 
 
 @pytest.mark.full
-@pytest.mark.claim("C2")
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 @pytest.mark.parametrize("name", METHODS)
 def test_full_product(name: str, family: str) -> None:
