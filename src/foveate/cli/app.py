@@ -51,7 +51,7 @@ class Verbs(TyperGroup):
         except typer.Abort:
             console.fail_text("Aborted", "interrupted", as_json)
             return INTERRUPTED
-        except Exception as error:
+        except Exception as error:  # last stop: a fault of ours becomes one line and exit code 1
             if hasattr(error, "format_message"):  # a usage error of typer
                 return _usage(error, as_json)
             if debug:

@@ -70,7 +70,7 @@ def torch_facts() -> dict[str, Any]:
     """Devices and threads as torch sees them; a torch that does not import shows its reason."""
     try:
         torch: Any = importlib.import_module("torch")
-    except Exception as error:
+    except Exception as error:  # a broken installation is what doctor is there to show
         return {"error": f"{type(error).__name__}: {error}"}
     devices = [{"name": "cpu", "what": platform.processor() or platform.machine()}]
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
@@ -175,7 +175,7 @@ def release(text: str) -> tuple[int, int]:
 def torchvision_problem() -> str | None:
     try:
         importlib.import_module("torchvision")
-    except Exception as error:
+    except Exception as error:  # a broken installation is what doctor is there to show
         return f"{type(error).__name__}: {error}".splitlines()[0]
     return None
 

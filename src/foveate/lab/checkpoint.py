@@ -61,7 +61,7 @@ def load(folder: Path) -> State | None:
     try:
         values = torch.load(file, map_location="cpu", weights_only=True)
         return State(**values)
-    except Exception as error:
+    except Exception as error:  # torch.load names no class for a damaged file
         raise CheckpointError(
             f"checkpoint {file} is truncated or damaged ({type(error).__name__}): "
             "delete it to start anew"

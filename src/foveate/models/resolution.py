@@ -126,11 +126,11 @@ class _Tiled(Resolution):
 
     @property
     def edge(self) -> Size:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define this")
 
     def grid(self, size: Size, asked: Size | None = None) -> Size:
         """(rows, columns) of tiles; (1, 1) is the picture alone."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define this")
 
     def seen(self, size: Size) -> Size:
         rows, cols = self.grid(size)

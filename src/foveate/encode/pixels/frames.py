@@ -91,7 +91,7 @@ class _Frames(PixelMethod):
         return out
 
     def _choose(self, p: Pixels, k: int) -> np.ndarray:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must define this")
 
 
 @register
