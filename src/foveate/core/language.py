@@ -1,9 +1,5 @@
 """Contracts of the stages inside the language model: prefill routes, cache policies and codecs,
-drafters and verifiers.
-
-No built-in method of these stages is shipped yet; the types are fixed here so that plans, registry
-and
-third parties can speak of them. The engine refuses a plan with such a stage with a typed error.
+drafters and verifiers. The engine runs prefill and memory stages; decode stages are types so far.
 """
 
 from __future__ import annotations
@@ -11,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from foveate.core.errors import SettingError
+from foveate.core.method import Method, Stage, setting
 from foveate.core.views import Array, Question, Reduction, Segment
 
 
@@ -27,7 +24,13 @@ class Route:
 
 
 class LayerView(Protocol):
-    """The sequence at one layer: hidden (S, D); modality, segment, origin (S,); position (p, S)."""
+    """One request at one decoder layer; S tokens are present, V of them visual.
+
+    hidden (S, D) enters the layer. Host arrays: modality (S,) 0 text, 1 image, 2 video; segment (S,)
+    the ordinal of a visual token's segment, -1 for text; origin (S,) the place in the prompt;
+    question (S,) bool, words of the last turn; position (p, S). `entered` counts the visual tokens
+    that entered the language model. Tensors are on the model's device, host arrays are numpy.
+    """
 
     hidden: Array
     modality: Array
@@ -36,29 +39,52 @@ class LayerView(Protocol):
     question: Array
     position: Array
     entered: int
-    parked: Array | None
+    layers: int
     guidance: Array | None
 
-    def rows(self, query_index: Array, source: str) -> Array:
-        """Attention rows (H, r, S) of this layer's ("next") or the previous layer's queries,
-        float32.
+    @property
+    def visual(self) -> Array:
+        """Indices (V,) of the visual tokens among the S present."""
+
+    def rows(self, query_index: Array, source: Literal["previous", "next"] = "previous") -> Array:
+        """Attention rows (H, r, S) of these queries, float32: of the layer before ("previous"), or
+        of this one ("next", from its own queries and keys over the tokens present).
         """
 
-    def left_multiply(self, s: Array) -> Array:
-        """s (H, S) times the attention matrix, in blocks."""
+    def queries(self, source: Literal["previous", "next"] = "previous") -> Array:
+        """Queries (H, S, a) as the attention uses them, rotated."""
 
-    def keys(self) -> Array:
-        """Keys (Hkv, S, a)."""
+    def keys(self, source: Literal["previous", "next"] = "previous") -> Array:
+        """Keys (Hkv, S, a) as the attention uses them, rotated."""
+
+    def left_multiply(self, s: Array, source: Literal["previous", "next"] = "previous") -> Array:
+        """s (H, S) times the attention matrix (H, S, S), in blocks: (H, S) float32."""
+
+    def normed(self) -> Array:
+        """hidden (S, D) after the language model's final norm."""
 
 
-class PrefillMethod(Protocol):
-    """Drops or parks visual tokens between layers."""
+@dataclass(frozen=True)
+class PrefillMethod(Method):
+    """Drops, merges or parks visual tokens between decoder layers.
+
+    `reads`: whose attention decide() asks for; "previous" makes the engine keep the queries and keys
+    of the layer before a decision, "next" lets it run the projections of the layer itself ahead.
+    """
+
+    stage: ClassVar[Stage] = "prefill"
+    reads: ClassVar[frozenset[Literal["previous", "next"]]] = frozenset()
 
     def layers(self, count: int) -> tuple[int, ...]:
-        """Layers at which `decide` is called, of a model with `count` layers."""
+        """Layers, ascending, before which `decide` is called in a model with `count` layers.
+
+        Errors: SettingError for a setting that names a layer outside the model.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define layers()")
 
     def decide(self, layer: int, view: LayerView, state: Any) -> tuple[Route, Any]:
-        """The route at this layer and the state carried to the next call."""
+        """The route of one request at this layer, and the state handed to its next call."""
+        raise NotImplementedError(f"{type(self).__name__} must define decide()")
 
 
 @dataclass(frozen=True)
@@ -100,35 +126,72 @@ class KVBudget:
 
 
 class KVView(Protocol):
-    """One layer's cache: per KV head keys and values (n_h, d), position, modality, segment (n_h,)."""
+    """One request's cache at one layer after prefill: per KV head keys (n_h, a), values (n_h, b) and
+    origin (n_h,), the place in the prompt; modality, segment, question, position as in `LayerView`,
+    over the whole prompt (indexed by origin).
+    """
 
     keys: list[Array]
     values: list[Array]
-    position: list[Array]
-    modality: list[Array]
-    segment: list[Array]
+    origin: list[Array]
+    modality: Array
+    segment: Array
+    question: Array
+    position: Array
+    grids: Any
+    layers: int
 
-    def rows(self, w: int) -> Array:
-        """Attention (H, w, S) of the last w queries."""
+    def rows(self, query_index: Array) -> Array:
+        """Attention (H, r, n) of prompt queries, by their index among the tokens present at this
+        layer, over its entries; float32. Only before anything was evicted.
+        """
 
     def column_sum(self) -> Array:
-        """Attention received (H, S)."""
+        """Attention received (H, n), summed over all queries in blocks; float32."""
 
 
-class CachePolicy(Protocol):
-    """Evicts or merges cache entries. when: prefill_end, overflow or step; scope: layer or model."""
+@dataclass(frozen=True)
+class CachePolicy(Method):
+    """Evicts or merges cache entries at the end of prefill, or when a store overflows.
 
-    when: str
-    scope: str
+    when: "prefill_end" or "overflow"; scope: "layer" (a layer is decided as soon as it ran, so the
+    peak never holds all layers in full) or "model" (allocate() needs the statistics of all layers).
+    """
+
+    stage: ClassVar[Stage] = "memory"
+    when: ClassVar[Literal["prefill_end", "overflow"]] = "prefill_end"
+    scope: ClassVar[Literal["layer", "model"]] = "layer"
+    reads: ClassVar[frozenset[Literal["window", "all"]]] = frozenset()
+    """Which queries of the prompt the engine keeps for rows(): a recent window, or all."""
+
+    keep: Fraction | None = setting(None, "share of the KV entries that is kept, 0 < keep <= 1")
+    entries: int | None = setting(None, "KV entries kept per head, on average", low=1)
+    bytes: int | None = setting(None, "bytes of the KV cache kept per request", low=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        try:
+            _ = self.budget
+        except SettingError as error:
+            raise SettingError(f"{self.name}: {error}") from None
+
+    @property
+    def budget(self) -> KVBudget:
+        return KVBudget(self.keep, self.entries, self.bytes)
 
     def observe(self, layer: int, view: KVView) -> Any:
-        """Statistics of one layer."""
+        """Statistics of one layer, None by default."""
+        return None
 
-    def allocate(self, stats: Sequence[Any], budget: KVBudget) -> Array:
-        """Entries kept (L, Hkv)."""
+    def allocate(self, stats: Sequence[Any], room: Sequence[Sequence[int]], budget: int) -> Array:
+        """Entries kept (L, Hkv) of `room`, the entries there are; `budget` is their sum for the
+        model. Default: the same share of every head.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define allocate()")
 
-    def select(self, layer: int, view: KVView, k: Array, stats: Any) -> list[Reduction]:
-        """One reduction a KV head; the same W for keys and values."""
+    def select(self, layer: int, view: KVView, k: Sequence[int], stats: Any) -> list[Reduction]:
+        """One reduction a KV head, k[h] entries each; the same W for keys and values."""
+        raise NotImplementedError(f"{type(self).__name__} must define select()")
 
 
 class KVCodec(Protocol):

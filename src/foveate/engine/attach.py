@@ -29,6 +29,9 @@ from foveate.engine.compress import (
     refuse_later_stages,
     refuse_old_cache,
 )
+from foveate.engine.language_door import begin, language_run, refuse_own_caches
+from foveate.engine.language_run import LanguageRun
+from foveate.engine.patches import acts_on_patches, patches_of
 from foveate.engine.select import TextTower
 from foveate.models import compat
 from foveate.models.adapter import AutoAdapter, adapter_for
@@ -54,7 +57,7 @@ def attach(
 ) -> Iterator[Attached]:
     """Run `plan` inside the user's own generate() and forward() calls, until the block ends.
 
-    The processor, if given, tells special tokens and tile markers. text_tower: the question's words
+    The processor, if given, tells special tokens, tile markers and how pictures were normalised. text_tower: the question's words
     to an embedding (e,) in the space of the encoder's features, for methods that compare the two.
     cache: a FeatureCache, so that pictures seen before are not encoded again, by plan "none" either.
     Sequences start with the caller's full input_ids; logits of forward() are those of the shortened
@@ -64,16 +67,18 @@ def attach(
     parsed = Plan.parse(plan)
     refuse_later_stages(parsed)
     pixels = parsed.stage("pixels")
-    if pixels is not None:
+    if pixels is not None and not acts_on_patches(parsed):
         raise UnsupportedError(
             f"{pixels.name} changes the picture before preprocessing, which has "
             "already happened when generate() is called: use foveate.Engine, or drop it from the plan"
         )
     inner: Any = compat.unwrap(model)
     adapter = adapter_for(inner)
+    patches_of(adapter, parsed, processor)  # refuses what this tower cannot do
     specials = special_ids(adapter, processor)
     tower = reading_ids(text_tower, processor)
     state = Attached(adapter, parsed.resolved(mrope=adapter.mrope))
+    run: LanguageRun | None = None
     generate, forward = inner.generate, inner.forward
     own_forward = type(inner).forward
     lock = threading.RLock()  # config and hooks of a model are one for all threads
@@ -85,7 +90,13 @@ def attach(
             refuse_old_cache(adapter, kwargs)
             return None
         state.last = compress(
-            adapter, parsed, kwargs, special_ids=specials, text_tower=tower, cache=cache
+            adapter,
+            parsed,
+            kwargs,
+            special_ids=specials,
+            text_tower=tower,
+            cache=cache,
+            processor=processor,
         )
         return state.last
 
@@ -96,6 +107,9 @@ def attach(
         if kwargs.get("inputs") is not None and "input_ids" not in kwargs:
             kwargs["input_ids"] = kwargs.pop("inputs")
         with lock:
+            if run is not None:
+                run.idle()
+                refuse_own_caches(kwargs)
             with torch.no_grad():
                 short = prepared({**compat.with_inferred_mask(inner, kwargs)})
             if short is None:
@@ -103,6 +117,8 @@ def attach(
                 return generate(inputs, **kwargs) if not rest else generate(*args, **kwargs)
             call = fit_lengths(inner, kwargs, short)
             full_view(call, kwargs["input_ids"], call["input_ids"].shape[1])
+            if run is not None:
+                call.update(begin(run, short, specials))
             with compat.expanding_by_row(inner, short.expand):
                 out = generate(**call)
         return with_callers_ids(out, kwargs["input_ids"], call["input_ids"])
@@ -118,12 +134,16 @@ def attach(
             short = prepared(values)
             if short is None:
                 return forward(*args, **kwargs)
-            out = forward(**short.kwargs)
+            call = dict(short.kwargs)
+            if run is not None:
+                call.update(begin(run, short, specials, cached=call.get("use_cache") is not False))
+            out = forward(**call)
             compat.continue_positions(adapter, short.kwargs)
         return out
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(compat.kept_state(inner.base_model))
+        run = stack.enter_context(language_run(adapter, parsed))
         stack.enter_context(compat.instance_attribute(inner, "generate", generate_with_plan))
         # A hook of accelerate may have replaced forward on the instance; ours wraps whatever is
         # there.

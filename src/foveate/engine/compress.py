@@ -20,8 +20,10 @@ from foveate.core.report import SegmentReport
 from foveate.core.views import Reduction, Segment
 from foveate.engine import splice
 from foveate.engine.cache import FeatureCache
+from foveate.engine.patches import patches_of
 from foveate.engine.rows import Placed, place, segments
 from foveate.engine.select import TextTower, question_of, reduce_request
+from foveate.engine.times import METADATA, stamp_from_call
 from foveate.engine.tower import TowerPass, around_tower
 from foveate.models import compat
 from foveate.models.adapter import MODALITIES, AutoAdapter
@@ -52,7 +54,12 @@ class RowResult:
 
     @property
     def visual_in(self) -> int:
-        return sum(s.n for s in self.segments)
+        return sum(r.tokens_in for r in self.reports)
+
+    @property
+    def unseen(self) -> int:
+        """Visual tokens whose patches did not enter the tower."""
+        return self.visual_in - sum(s.n for s in self.segments)
 
     @property
     def visual_kept(self) -> int:
@@ -73,12 +80,13 @@ class Compressed:
 
     @property
     def identity(self) -> bool:
-        return all(r.is_identity for row in self.rows for r in row.reductions)
+        whole = all(r.is_identity for row in self.rows for r in row.reductions)
+        return whole and not any(row.unseen for row in self.rows)
 
 
 def refuse_later_stages(plan: Plan) -> None:
     """UnsupportedError for stages that no engine runs yet: nothing goes on in silence."""
-    for stage in ("prefill", "memory", "decode"):
+    for stage in ("memory", "decode"):
         method: Method | None = plan.stage(stage)
         if method is not None:
             raise UnsupportedError(
@@ -116,15 +124,20 @@ def compress(
     text_tower: TextTower | None = None,
     encoded: dict[str, Encoded] | None = None,
     cache: FeatureCache | None = None,
+    processor: Any = None,
+    times: Callable[[list[list[Placed]]], None] | None = None,
 ) -> Compressed:
     """Encode, choose, splice. kwargs are a call's own inputs: input_ids (B, S), pixels, masks,
-    types. `cache` gives the features of pictures that it knows; `encoded` goes before it.
+    types. `cache` gives the features of pictures that it knows; `encoded` goes before it. The
+    processor, if given, tells pixel methods how the pictures were normalised; `times` stamps video
+    segments, which else the call's own video_metadata or seconds a grid row do.
 
     Raises InputError where ids and pictures disagree, UnsupportedError where the model cannot serve
     the plan.
     """
     refuse_later_stages(plan)
     plan = plan.resolved(mrope=adapter.mrope)
+    told, kwargs = kwargs, {k: v for k, v in kwargs.items() if k != METADATA}
     ids = kwargs.get("input_ids")
     if not torch.is_tensor(ids) or ids.ndim != 2:
         raise UnsupportedError(
@@ -167,6 +180,12 @@ def compress(
         media["image"]["interpolate_pos_encoding"] = True  # passed on to the tower by the model
     tower = plan.stage("tower")
     around: TowerPass | None = None
+    chooser = patches_of(adapter, plan, processor)
+    if chooser is not None and encoded is not None:
+        raise UnsupportedError(
+            f"{chooser.method.name} acts before the tower runs; features that were encoded before "
+            "cannot be given with it"
+        )
     if tower is not None:
         if encoded is not None:
             raise UnsupportedError(
@@ -174,18 +193,24 @@ def compress(
                 "be given with it"
             )
         around = around_tower(adapter, tower)
+    types = kwargs.get("mm_token_type_ids")
     with phase("encode"):
         known: frozenset[int] = frozenset()
         if encoded is None:
             encoded = {}
+            chosen_patches = chooser.choose(ids, mask, types, media) if chooser is not None else {}
             for m, mm in media.items():
                 if mm and cache is not None:
-                    fetched = cache.encode(adapter, mm, m, needs, around)
+                    fetched = cache.encode(adapter, mm, m, needs, around, chosen_patches.get(m))
                     encoded[m], known = fetched.encoded, known | fetched.hits
                 elif mm:
-                    encoded[m] = adapter.encode(mm, m, needs, around)
+                    encoded[m] = adapter.encode(mm, m, needs, around, chosen_patches.get(m))
     with phase("select"):
-        rows = place(adapter, ids, mask, list(encoded.values()), kwargs.get("mm_token_type_ids"))
+        rows = place(adapter, ids, mask, list(encoded.values()), types)
+        if times is not None:
+            times(rows)
+        else:
+            stamp_from_call(adapter, rows, told)
         results, kept = [], []
         real = mask.cpu().numpy() != 0
         for r, placed in enumerate(rows):
@@ -208,7 +233,16 @@ def compress(
             index = splice.row_index(ids.shape[1], placed, pieces, real[r])
             visual = sum(p.piece.n for p in placed)
             reports = tuple(
-                SegmentReport(v.image, v.kind, v.grid, v.n, c.k, p.piece.n - v.n, k.fixed)
+                SegmentReport(
+                    v.image,
+                    v.kind,
+                    v.grid,
+                    p.piece.n - p.fixed,
+                    c.k,
+                    p.fixed,
+                    k.fixed,
+                    None if v.time_s is None else tuple(v.time_s.tolist()),
+                )
                 for p, c, v, k in zip(placed, chosen, views, pieces, strict=True)
             )
             results.append(

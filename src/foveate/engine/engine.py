@@ -4,6 +4,7 @@ taking others down.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,14 @@ from foveate.core.report import Report
 from foveate.engine.attach import reading_ids, special_ids
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
+from foveate.engine.kv_report import kv_bytes
+from foveate.engine.language_door import acts_inside, begin, language_run, refuse_own_caches
+from foveate.engine.language_run import LanguageRun
 from foveate.engine.loading import load
+from foveate.engine.patches import patches_of
 from foveate.engine.prompt import chat_text, check_words
 from foveate.engine.request import Answer, KeptSegment, Prepared, Request
+from foveate.engine.times import stamp
 from foveate.measure.clock import StageClock
 from foveate.models import compat
 from foveate.models.adapter import adapter_for
@@ -41,6 +47,7 @@ class _Run:
     clock: StageClock
     look: Any
     out: Any = None
+    inside: Any = None
 
 
 class Engine:
@@ -101,6 +108,9 @@ class Engine:
         """
         parsed = Plan.parse(plan)
         refuse_later_stages(parsed)
+        if acts_inside(parsed):
+            refuse_own_caches(options)
+            LanguageRun(self.adapter, parsed)  # refuses what this model cannot run
         for name in _OURS:
             if name in options:
                 raise InputError(f"{name} is the engine's own; use attach for generate() as it is")
@@ -192,6 +202,12 @@ class Engine:
             special_ids=self.special_ids,
             text_tower=self.text_tower,
             cache=self.cache,
+            processor=self.processor,
+            times=functools.partial(
+                stamp,
+                clips=[[v.time_s for v in row] for row in videos],
+                pictures=[len(row) for row in pictures],
+            ),
         )
         if look.notes:
             for m, extra in zip(members, look.notes, strict=True):
@@ -204,11 +220,18 @@ class Engine:
         first = _FirstLogits(clock)
         options = {k: v for k, v in settings.items() if v is not None}
         processors = [*options.pop("logits_processor", []), first]
+        has_pictures = any(row.placed for row in short.rows)
         clock.start("prefill")
         try:
-            with compat.expanding_by_row(self.model, short.expand):
+            with (
+                compat.expanding_by_row(self.model, short.expand),
+                language_run(self.adapter, run.plan) as inside,
+            ):
+                extra = begin(inside, short, self.special_ids) if inside and has_pictures else {}
+                run.inside = inside
                 run.out = self.model.generate(
                     **short.kwargs,
+                    **extra,
                     **options,
                     logits_processor=processors,
                     return_dict_in_generate=True,
@@ -220,7 +243,7 @@ class Engine:
 
     def _look(self, plan: Plan) -> Any:
         method = plan.stage("pixels")
-        if method is None:
+        if method is None or patches_of(self.adapter, plan, self.processor) is not None:
             return _Unchanged()
         from foveate.engine.pixels import Look
 
@@ -268,8 +291,8 @@ class Engine:
             text = self.processor.tokenizer.decode(words, skip_special_tokens=True).strip()
             report = self._report(run, i, len(ids))
             kept = tuple(
-                KeptSegment(s.image, s.kind, s.grid, s.n, r.anchor)
-                for s, r in zip(row.segments, row.reductions, strict=True)
+                KeptSegment(s.image, s.kind, s.grid, p.piece.n - p.fixed, p.cells(r.anchor))
+                for s, p, r in zip(row.segments, row.placed, row.reductions, strict=True)
             )
             answers.append(
                 Answer(
@@ -308,6 +331,12 @@ class Engine:
             notes.append(f"encoder features from the cache{which}")
         if self.cache is not None and tower is not None and row.segments:
             notes.append("a tower method acted: its features are not cached")
+        if row.unseen:
+            seen = row.visual_in - row.unseen
+            cached = ", and their features are not cached" if self.cache is not None else ""
+            notes.append(
+                f"patches of {seen} of {row.visual_in} visual tokens entered the tower{cached}"
+            )
         saved = look.dropped[index] if look.dropped else 0
         changed = not short.identity or (tower is not None and not tower.identity) or look.changed
         if not changed and not plan.is_identity:
@@ -327,7 +356,10 @@ class Engine:
             prompt_tokens=prompt,
             prompt_tokens_in=row.length + saved,
             new_tokens=new_tokens,
-            kv_bytes=kv_bytes(getattr(run.out, "past_key_values", None), prompt + new_tokens),
+            kv_bytes=kv_bytes(
+                getattr(run.out, "past_key_values", None), prompt + new_tokens, index, new_tokens
+            ),
+            layers=tuple(run.inside.counts[index]) if run.inside and run.inside.counts else None,
             tower_tokens=tower.tokens_of(row.placed) if tower is not None else None,
             segments=row.reports,
             ms=dict(ms),
@@ -364,21 +396,6 @@ class _FirstLogits:
             self.clock.stop()
             self.clock.start("decode")
         return scores
-
-
-def kv_bytes(cache: Any, tokens: int) -> int | None:
-    """Bytes that one request's own entries take in the attention layers' caches, padding left out."""
-    if cache is None:
-        return None
-    total = 0
-    for layer in getattr(cache, "layers", ()):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if not torch.is_tensor(keys) or not torch.is_tensor(values) or keys.ndim != 4:
-            continue
-        stored = min(int(keys.shape[2]), tokens)
-        per_entry = keys[0, :, :1].nbytes + values[0, :, :1].nbytes
-        total += stored * per_entry
-    return total
 
 
 def _until(ids: list[int], eos: set[int]) -> list[int]:

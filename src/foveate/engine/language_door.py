@@ -1,0 +1,94 @@
+"""What both doors share when a plan acts inside the language model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from foveate.core.errors import UnsupportedError
+from foveate.core.plan import Plan
+from foveate.engine.compress import Compressed, RowResult
+from foveate.engine.language_pass import RowMeta
+from foveate.engine.language_run import LanguageRun
+from foveate.engine.splice import padding_side
+from foveate.models.adapter import AutoAdapter
+
+INSIDE = ("prefill", "memory")
+_MODALITY = {"image": 1, "video": 2}
+
+
+def acts_inside(plan: Plan) -> bool:
+    """Whether a stage of the plan acts inside the language model."""
+    return any(plan.stage(stage) is not None for stage in INSIDE)
+
+
+@contextlib.contextmanager
+def language_run(adapter: AutoAdapter, plan: Plan) -> Iterator[LanguageRun | None]:
+    """The run of a plan's inner stages, attached; None for a plan without any."""
+    if not acts_inside(plan):
+        yield None
+        return
+    with LanguageRun(adapter, plan).attached() as run:
+        yield run
+
+
+def row_meta(
+    row: RowResult, ids: Any, positions: Any, special: frozenset[int] = frozenset()
+) -> RowMeta:
+    """What each token of one shortened prompt is. ids (n,) and positions (p, n) or None without
+    padding; special ids are no words of the question.
+    """
+    length = int(max((p.at.max(initial=-1) for p in row.placed), default=-1)) + 1
+    length = max(length, int(row.index.max(initial=-1)) + 1)
+    modality, segment = np.zeros(length, np.int8), np.full(length, -1, np.int32)
+    for ordinal, p in enumerate(row.placed):
+        modality[p.at], segment[p.at] = _MODALITY[p.modality], ordinal
+    modality, segment = modality[row.index], segment[row.index]
+    last = int(np.flatnonzero(modality > 0).max(initial=-1))
+    words = np.asarray([int(i) not in special for i in ids], bool)
+    question = (modality == 0) & words & (np.arange(modality.size) > last)
+    if not question.any():
+        question = (modality == 0) & words
+    places = np.arange(modality.size)[None] if positions is None else np.asarray(positions)
+    grids = tuple(p.piece.grid for p in row.placed)
+    return RowMeta(modality, segment, question, places, grids)
+
+
+def begin(
+    run: LanguageRun,
+    short: Compressed,
+    special: frozenset[int] = frozenset(),
+    *,
+    cached: bool = True,
+) -> dict[str, Any]:
+    """Announce a shortened call to the run; returns what the call needs beside its own arguments."""
+    mask, ids = short.kwargs["attention_mask"], short.kwargs["input_ids"]
+    positions = short.kwargs.get("position_ids")
+    rows = []
+    for i, row in enumerate(short.rows):
+        real = (mask[i] != 0).cpu()
+        places = None
+        if torch.is_tensor(positions):
+            mine = positions[..., i, :] if positions.ndim == 3 else positions[i][None]
+            places = mine.cpu()[..., real].numpy()
+        rows.append(row_meta(row, ids[i].cpu()[real].tolist(), places, special))
+    run.begin(rows, mask, padding_side(mask))
+    return {"past_key_values": run.new_cache()} if cached else {}
+
+
+def refuse_own_caches(kwargs: Mapping[str, Any]) -> None:
+    """UnsupportedError for generate() options that bring a cache or forward passes of another kind."""
+    config = kwargs.get("generation_config")
+    for name in ("past_key_values", "cache_implementation", "prefill_chunk_size", "assistant_model",
+                 "prompt_lookup_num_tokens"):  # fmt: skip
+        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+            raise UnsupportedError(
+                f"{name} cannot be combined with a plan inside the language model, which brings its "
+                "own cache and needs the prompt whole: drop it, or the prefill and memory methods"
+            )
+    if kwargs.get("use_cache") is False:
+        raise UnsupportedError("use_cache=False would run the plan's prefill anew at every token")

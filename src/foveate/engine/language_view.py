@@ -1,0 +1,127 @@
+"""What a prefill method sees of one request at one decoder layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.core.errors import UnsupportedError
+from foveate.engine.language_pass import Prefill, RowMeta, Seen
+
+BLOCK_ELEMENTS = 2**22
+
+
+class RowView:
+    """A `foveate.core.language.LayerView` over row `row` of a batch."""
+
+    def __init__(
+        self,
+        method: str,
+        prefill: Prefill,
+        row: int,
+        hidden: Tensor,
+        layers: int,
+        norm: nn.Module | None,
+        ahead: Callable[[], Seen],
+    ) -> None:
+        self._method, self._prefill, self._row, self._ahead = method, prefill, row, ahead
+        self._norm = norm
+        self._columns = prefill.columns(row)
+        meta: RowMeta = prefill.meta[row]
+        present = prefill.now.present[row]
+        self.hidden = hidden[self._columns]
+        self.modality, self.segment = meta.modality[present], meta.segment[present]
+        self.question, self.origin = meta.question[present], present
+        self.position = meta.position[:, present]
+        self.grids = meta.grids
+        self.entered, self.layers = meta.entered, layers
+        self.guidance: Any = None
+
+    @property
+    def visual(self) -> np.ndarray:
+        """Indices (V,) of the visual tokens among those present."""
+        return np.flatnonzero(self.modality > 0)
+
+    def _seen(self, source: str) -> Seen:
+        if source == "next":
+            return self._ahead()
+        last = self._prefill.last
+        if last is None:
+            raise UnsupportedError(
+                f"{self._method} reads the attention of the layer before, which was not kept: it is "
+                "no attention layer, or the method does not declare it in `reads`"
+            )
+        return last
+
+    def queries(self, source: str = "previous") -> Tensor:
+        """Queries (H, S, a), rotated."""
+        return self._seen(source).q[self._row][:, self._columns]
+
+    def keys(self, source: str = "previous") -> Tensor:
+        """Keys (Hkv, S, a), rotated."""
+        return self._seen(source).k[self._row][:, self._columns]
+
+    def rows(self, query_index: Any, source: str = "previous") -> Tensor:
+        """Attention rows (H, r, S) of these queries, float32."""
+        index = torch.as_tensor(np.asarray(query_index, np.int64), device=self._columns.device)
+        return self._attention(self._seen(source), index)
+
+    def _attention(self, seen: Seen, index: Tensor) -> Tensor:
+        columns = self._columns
+        mask = None
+        if seen.mask is not None:
+            row = min(self._row, seen.mask.shape[0] - 1)
+            part = seen.mask[row, 0] if seen.mask.ndim == 4 else seen.mask[row][None]
+            part = part[columns[index]] if part.shape[0] > 1 else part
+            mask = part[:, columns]
+        q, k = seen.q[self._row][:, columns[index]], seen.k[self._row][:, columns]
+        return attention_rows(q, k, mask, index, seen.scaling, seen.softcap)
+
+    def left_multiply(self, s: Tensor, source: str = "previous") -> Tensor:
+        """s (H, S) times the attention matrix, (H, S) float32, a block of queries at a time."""
+        seen, total = self._seen(source), len(self._columns)
+        heads = seen.q.shape[1]
+        block = max(1, BLOCK_ELEMENTS // max(1, heads * total))
+        out = torch.zeros(heads, total, device=s.device)
+        for start in range(0, total, block):
+            index = torch.arange(start, min(start + block, total), device=self._columns.device)
+            out += (s[:, index, None].float() * self._attention(seen, index)).sum(1)
+        return out
+
+    def normed(self) -> Tensor:
+        """hidden (S, D) after the language model's final norm."""
+        if self._norm is None:
+            raise UnsupportedError(f"{self._method} reads the final norm, which was not found")
+        out: Tensor = self._norm(self.hidden)
+        return out
+
+
+@torch.no_grad()
+def attention_rows(
+    q: Tensor,
+    k: Tensor,
+    mask: Tensor | None,
+    index: Tensor,
+    scaling: float | None,
+    softcap: float | None = None,
+) -> Tensor:
+    """softmax of q (H, r, a) against k (Hkv, S, a): (H, r, S) float32. index (r,) are the places of
+    the queries among the S; mask (r or 1, S) bool or additive; None is causal.
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        heads, rows = q.shape[0], q.shape[1]
+        group = heads // k.shape[0]
+        q32 = q.float().reshape(k.shape[0], group * rows, -1)
+        logits = (q32 @ k.float().transpose(-1, -2)).view(heads, rows, -1)
+        logits *= scaling if scaling is not None else q.shape[-1] ** -0.5
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        if mask is None:
+            mask = torch.arange(k.shape[1], device=q.device)[None] <= index[:, None]
+        hidden = ~mask if mask.dtype == torch.bool else None
+        logits = logits + mask.float() if hidden is None else logits.masked_fill(hidden, -torch.inf)
+        return torch.softmax(logits, -1).nan_to_num(0.0)
