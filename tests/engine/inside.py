@@ -77,8 +77,10 @@ class Record:
 
 
 @contextlib.contextmanager
-def hidden_by_layer(model: Any, gone: list[Tensor]) -> Iterator[None]:
-    """While open, no query of layer i sees the key columns gone[i] (bool over the full length)."""
+def hidden_by_layer(model: Any, gone: list[Tensor], mask_of: Any = None) -> Iterator[None]:
+    """While open, no query of layer i sees the key columns gone[i] (bool over the full length);
+    mask_of(mask, gone, length) may build another mask.
+    """
 
     def hook(index: int) -> Any:
         def inner(_: Any, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -87,6 +89,9 @@ def hidden_by_layer(model: Any, gone: list[Tensor]) -> Iterator[None]:
             mask = kwargs.get("attention_mask")
             columns = gone[index]
             if mask is not None and mask.ndim == 4 and mask.shape[-1] != columns.shape[0]:
+                return args, kwargs
+            if mask_of is not None:
+                kwargs["attention_mask"] = mask_of(mask, columns, length)
                 return args, kwargs
             seen = torch.zeros_like(columns) | ~columns
             causal = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
@@ -124,6 +129,7 @@ def reference_logits(
     present: list[Any],
     positions: Tensor,
     shift: int = 0,
+    mask_of: Any = None,
 ) -> Tensor:
     """Logits (steps, V) of the last prompt token and all but the last new token of one row.
 
@@ -139,7 +145,8 @@ def reference_logits(
         visual = [
             i for i, x in enumerate(row["input_ids"][0].tolist()) if x == adapter.token_id("image")
         ]
-        stays = [i for i in visual if i in set(present[-1].tolist())]
+        # A method may end without any: then one of the deepest layer that has some.
+        stays = next(s for p in reversed(present) if (s := sorted(set(visual) & set(p.tolist()))))
         places = places.clone()
         places[:, stays[len(stays) // 2]] += shift
     places = places[:, None] if places.shape[0] > 1 else places
@@ -158,5 +165,5 @@ def reference_logits(
         if key in row:
             fill = 1 if "paligemma" in adapter.model_type else 0
             call[key] = torch.cat([row[key], torch.full((1, extra), fill)], 1)
-    with hidden_by_layer(model, gone):
+    with hidden_by_layer(model, gone, mask_of):
         return model(**call, **mm, use_cache=False).logits[0, n - 1 :]

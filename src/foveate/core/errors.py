@@ -63,6 +63,16 @@ class MissingExtraError(UnsupportedError, ImportError):
         super().__init__(f'{purpose} needs the package {package}: pip install "foveate[{extra}]"')
 
 
+class CapacityError(UnsupportedError):
+    """A request does not fit into this machine's memory even when it runs alone (exit 5)."""
+
+
+class StateError(FoveateError, RuntimeError):
+    """A call does not fit the state of what it is made on, such as a report of work that was never
+    handed out: a fault of the calling program, not of a request (exit 1).
+    """
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """A half sentence with the nearest known names, for error texts: "did you mean …?" or the whole
     list.

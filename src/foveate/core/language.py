@@ -28,8 +28,11 @@ class LayerView(Protocol):
 
     hidden (S, D) enters the layer. Host arrays: modality (S,) 0 text, 1 image, 2 video; segment (S,)
     the ordinal of a visual token's segment, -1 for text; origin (S,) the place in the prompt;
-    question (S,) bool, words of the last turn; position (p, S). `entered` counts the visual tokens
-    that entered the language model. Tensors are on the model's device, host arrays are numpy.
+    question (S,) bool, words of the last turn; position (p, S); cell (S,) the place of a visual token
+    in its segment's grid, row by row, -1 for layout tokens and text; grids by segment. `entered`
+    counts the visual tokens that entered the language model. guidance (V,) are the guide's scores of
+    the visual tokens present, None without a guide. Tensors are on the model's device, host arrays
+    are numpy.
     """
 
     hidden: Array
@@ -38,6 +41,8 @@ class LayerView(Protocol):
     origin: Array
     question: Array
     position: Array
+    cell: Array
+    grids: Sequence[tuple[int, int, int]]
     entered: int
     layers: int
     guidance: Array | None
@@ -57,8 +62,15 @@ class LayerView(Protocol):
     def keys(self, source: Literal["previous", "next"] = "previous") -> Array:
         """Keys (Hkv, S, a) as the attention uses them, rotated."""
 
-    def left_multiply(self, s: Array, source: Literal["previous", "next"] = "previous") -> Array:
-        """s (H, S) times the attention matrix (H, S, S), in blocks: (H, S) float32."""
+    def left_multiply(
+        self,
+        s: Array,
+        source: Literal["previous", "next"] = "previous",
+        temperature: float = 1.0,
+    ) -> Array:
+        """s (H, S) times the attention matrix (H, S, S), in blocks: (H, S) float32. The matrix is the
+        softmax of logits / temperature.
+        """
 
     def normed(self) -> Array:
         """hidden (S, D) after the language model's final norm."""
@@ -76,7 +88,8 @@ class PrefillMethod(Method):
     reads: ClassVar[frozenset[Literal["previous", "next"]]] = frozenset()
 
     def layers(self, count: int) -> tuple[int, ...]:
-        """Layers, ascending, before which `decide` is called in a model with `count` layers.
+        """Layers, ascending, before which `decide` is called in a model with `count` layers. Before
+        layer 0 there are the embeddings and no attention of a layer before.
 
         Errors: SettingError for a setting that names a layer outside the model.
         """
@@ -89,7 +102,11 @@ class PrefillMethod(Method):
 
 @dataclass(frozen=True)
 class Guidance:
-    """What a small sibling says of a request: scores (N,), draft ids, confidence."""
+    """What a small sibling says of a request: scores (N,), draft ids, confidence.
+
+    scores: of all N visual tokens, layout tokens included, in the order of the prompt. draft: its
+    answer. confidence: how sure the pair may be of the draft, None if nobody asked.
+    """
 
     scores: Array
     draft: tuple[int, ...] | None = None
@@ -101,6 +118,27 @@ class Guide(Protocol):
 
     def guide(self, request: Any) -> Guidance:
         """Scores of one request's visual tokens."""
+
+
+@dataclass(frozen=True)
+class GuidedMethod(PrefillMethod):
+    """A prefill method that follows a guide: decide() finds its scores in `view.guidance`.
+
+    The guide answers first. Where `exit` is set and confidence() reaches it, its answer stands and
+    the large model does not run.
+    """
+
+    exit: float | None = setting(
+        None, "confidence from which the guide's own answer stands; none = never", low=0.0
+    )
+
+    def probe(self) -> GuidedMethod:
+        """What the guide runs under while it goes over its own answer once more, by its own scores."""
+        raise NotImplementedError(f"{type(self).__name__} must define probe()")
+
+    def confidence(self, first: Sequence[float], again: Sequence[float]) -> float:
+        """Of an answer's tokens, from their log-probabilities as it was given and under probe()."""
+        raise NotImplementedError(f"{type(self).__name__} must define confidence()")
 
 
 @dataclass(frozen=True)
@@ -152,21 +190,22 @@ class KVView(Protocol):
 
 @dataclass(frozen=True)
 class CachePolicy(Method):
-    """Evicts or merges cache entries at the end of prefill, or when a store overflows.
+    """Evicts or merges cache entries at the end of prefill, or whenever a store overflows.
 
     when: "prefill_end" or "overflow"; scope: "layer" (a layer is decided as soon as it ran, so the
     peak never holds all layers in full) or "model" (allocate() needs the statistics of all layers).
+    `reads`: which queries of the prompt rows() may ask for in observe(), "window" (the last ones,
+    see `window_tokens`) or "all". Tokens that are generated later come on top of the budget.
     """
 
     stage: ClassVar[Stage] = "memory"
     when: ClassVar[Literal["prefill_end", "overflow"]] = "prefill_end"
     scope: ClassVar[Literal["layer", "model"]] = "layer"
     reads: ClassVar[frozenset[Literal["window", "all"]]] = frozenset()
-    """Which queries of the prompt the engine keeps for rows(): a recent window, or all."""
 
     keep: Fraction | None = setting(None, "share of the KV entries that is kept, 0 < keep <= 1")
-    entries: int | None = setting(None, "KV entries kept per head, on average", low=1)
-    bytes: int | None = setting(None, "bytes of the KV cache kept per request", low=1)
+    entries: int | None = setting(None, "KV entries kept a head, on average", low=1)
+    bytes: int | None = setting(None, "bytes of a request's KV cache that are kept", low=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,35 +218,71 @@ class CachePolicy(Method):
     def budget(self) -> KVBudget:
         return KVBudget(self.keep, self.entries, self.bytes)
 
+    @property
+    def window_tokens(self) -> int:
+        """Queries at the end of the prompt that rows() may ask for."""
+        return int(getattr(self, "window", 0))
+
+    def overflows(self, entries: int) -> bool:
+        """With when = "overflow": whether a head of so many entries is to be reduced now."""
+        return False
+
     def observe(self, layer: int, view: KVView) -> Any:
-        """Statistics of one layer, None by default."""
+        """Statistics of one layer, taken right after it ran; None by default."""
         return None
 
-    def allocate(self, stats: Sequence[Any], room: Sequence[Sequence[int]], budget: int) -> Array:
-        """Entries kept (L, Hkv) of `room`, the entries there are; `budget` is their sum for the
-        model. Default: the same share of every head.
+    def layer_entries(self, layer: int, layers: int, n: int, mean: int) -> int:
+        """Entries a head of this layer keeps on average, where the model's average is `mean` and n
+        are there. scope = "layer" only.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define allocate()")
+        return mean
 
-    def select(self, layer: int, view: KVView, k: Sequence[int], stats: Any) -> list[Reduction]:
+    def allocate(
+        self, stats: Sequence[Any], room: Sequence[Sequence[int]], budget: int
+    ) -> Sequence[Sequence[int]]:
+        """Entries to keep of each layer's KV heads; `room` are the entries there are, `budget` the
+        sum to keep. One layer is given with scope = "layer". Default: equal shares.
+        """
+        heads = sum(len(layer) for layer in room)
+        return [[min(n, max(1, budget // heads)) for n in layer] for layer in room]
+
+    def select(self, layer: int, view: KVView, k: Sequence[int], stats: Any) -> Sequence[Reduction]:
         """One reduction a KV head, k[h] entries each; the same W for keys and values."""
         raise NotImplementedError(f"{type(self).__name__} must define select()")
 
 
-class KVCodec(Protocol):
-    """Stores keys and values as codes and attends over them."""
+@dataclass(frozen=True)
+class KVCodec(Method):
+    """Stores the keys and values of one sequence at one layer as codes, and attends over them.
+
+    Prefill attention runs on the values before coding; codes count from the first decode step on.
+    """
+
+    stage: ClassVar[Stage] = "memory"
 
     def encode(self, k: Array, v: Array, modality: Array) -> Any:
-        """Codes of a prefix."""
+        """Codes of a prompt's keys (Hkv, n, a) and values (Hkv, n, b); modality (n,) as in views."""
+        raise NotImplementedError(f"{type(self).__name__} must define encode()")
 
-    def append(self, codes: Any, k: Array, v: Array, modality: Array) -> Any:
-        """Codes with new entries."""
+    def append(self, codes: Any, k: Array, v: Array) -> Any:
+        """Codes with new text entries (Hkv, s, a) and (Hkv, s, b)."""
+        raise NotImplementedError(f"{type(self).__name__} must define append()")
 
     def nbytes(self, codes: Any) -> int:
-        """Bytes held."""
+        """Bytes held: codes, scales and what stays in full precision."""
+        raise NotImplementedError(f"{type(self).__name__} must define nbytes()")
+
+    def length(self, codes: Any) -> int:
+        """Entries a head."""
+        raise NotImplementedError(f"{type(self).__name__} must define length()")
 
     def attend(self, q: Array, codes: Any, mask: Array | None, scale: float) -> tuple[Array, Array]:
-        """Output (H, q, d) and log-sum-exp (H, q)."""
+        """Output (H, q, b) and log-sum-exp (H, q) of queries (H, q, a); mask (q, n) bool or None."""
+        raise NotImplementedError(f"{type(self).__name__} must define attend()")
+
+    def decode(self, codes: Any) -> tuple[Array, Array]:
+        """Keys (Hkv, n, a) and values (Hkv, n, b) in order, for tests and for policies."""
+        raise NotImplementedError(f"{type(self).__name__} must define decode()")
 
 
 class Drafter(Protocol):

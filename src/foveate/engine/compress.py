@@ -22,7 +22,7 @@ from foveate.engine import splice
 from foveate.engine.cache import FeatureCache
 from foveate.engine.patches import patches_of
 from foveate.engine.rows import Placed, place, segments
-from foveate.engine.select import TextTower, question_of, reduce_request
+from foveate.engine.select import TextTower, in_joint_space, question_of, reduce_request
 from foveate.engine.times import METADATA, stamp_from_call
 from foveate.engine.tower import TowerPass, around_tower
 from foveate.models import compat
@@ -51,6 +51,7 @@ class RowResult:
     length: int
     text_tokens: int
     cached: int = 0  # of `segments`, those whose features were known before
+    guidance: np.ndarray | None = None  # a guide's scores of all placed tokens, in their order
 
     @property
     def visual_in(self) -> int:
@@ -68,13 +69,14 @@ class RowResult:
 
 @dataclass
 class Compressed:
-    """The shortened call: `kwargs` go to the model; `expand` copies encoder outputs for beams; rows
-    for reports.
+    """The shortened call: `kwargs` go to the model; `expand` copies encoder outputs for beams, `part`
+    cuts those of a single row for a chunk of its prompt; rows for reports.
     """
 
     kwargs: dict[str, Any]
     rows: list[RowResult]
     expand: Callable[[Any, int], Any]
+    part: Callable[[int, int], dict[str, Any]]
     positions: str
     tower: TowerPass | None = None
 
@@ -86,7 +88,7 @@ class Compressed:
 
 def refuse_later_stages(plan: Plan) -> None:
     """UnsupportedError for stages that no engine runs yet: nothing goes on in silence."""
-    for stage in ("memory", "decode"):
+    for stage in ("decode",):
         method: Method | None = plan.stage(stage)
         if method is not None:
             raise UnsupportedError(
@@ -214,7 +216,7 @@ def compress(
         results, kept = [], []
         real = mask.cpu().numpy() != 0
         for r, placed in enumerate(rows):
-            views = segments(placed, encoded, needs)
+            views = in_joint_space(method, segments(placed, encoded, needs), text_tower)
             question = None
             if method is not None and views:
                 last = max((int(p.at[-1]) for p in placed if p.at.size), default=-1)
@@ -281,7 +283,23 @@ def compress(
     def expand(_: Any, repeat: int) -> dict[str, Any]:
         return outputs(repeat)
 
-    return Compressed(short, results, expand, plan.positions, around)
+    def part(start: int, stop: int) -> dict[str, Any]:
+        """Encoder outputs of a single row's placeholders at places [start, stop) of its prompt."""
+        found = {}
+        for modality, enc in (encoded or {}).items():
+            mine = []
+            for p, k in zip(rows[0], kept[0], strict=True):
+                at = np.searchsorted(results[0].index, k.at)
+                inside = np.flatnonzero((at >= start) & (at < stop))
+                if p.modality == modality and inside.size:
+                    mine.append(k.some(inside))
+            if mine:
+                found[modality] = adapter.repack(
+                    enc, [k.payload for k in mine], [k.deepstack for k in mine]
+                )
+        return found
+
+    return Compressed(short, results, expand, part, plan.positions, around)
 
 
 def _shortened(

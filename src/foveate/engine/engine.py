@@ -8,7 +8,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
@@ -19,12 +19,20 @@ from foveate.engine.attach import reading_ids, special_ids
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
 from foveate.engine.kv_report import kv_bytes
-from foveate.engine.language_door import acts_inside, begin, language_run, refuse_own_caches
+from foveate.engine.language_door import (
+    acts_inside,
+    begin,
+    kept_segments,
+    language_run,
+    refuse_own_caches,
+    tokens_by_layer,
+)
 from foveate.engine.language_run import LanguageRun
 from foveate.engine.loading import load
 from foveate.engine.patches import patches_of
+from foveate.engine.phases import FirstLogits, Unchanged
 from foveate.engine.prompt import chat_text, check_words
-from foveate.engine.request import Answer, KeptSegment, Prepared, Request
+from foveate.engine.request import Answer, Prepared, Request
 from foveate.engine.times import stamp
 from foveate.measure.clock import StageClock
 from foveate.models import compat
@@ -37,7 +45,20 @@ _OURS = ("use_cache", "return_dict_in_generate")
 
 
 @dataclass
-class _Run:
+class Ready:
+    """One batch after preprocessing: the processor's inputs, and what made them."""
+
+    plan: Plan
+    members: list[Prepared]
+    pictures: list[Any]
+    videos: list[Any]
+    inputs: dict[str, Any]
+    clock: StageClock
+    look: Any
+
+
+@dataclass
+class Run:
     """One batch that ran: what the answers and reports are made of."""
 
     plan: Plan
@@ -67,7 +88,7 @@ class Engine:
         max_pixels: int = 64_000_000,
         max_frames: int = 64,
         allow_url: bool = False,
-        text_tower: Callable[[str], Any] | None = None,
+        text_tower: Callable[[str], Any] | str | Path | None = None,
         cache: FeatureCache | None = None,
     ) -> None:
         self.model: Any = compat.unwrap(model)
@@ -184,8 +205,11 @@ class Engine:
             return [Answer("", error=known, id=members[0].request.id)]
         return self._decode(ready, settings)
 
-    @torch.no_grad()
-    def _encode(self, members: list[Prepared], plan: Plan) -> _Run:
+    def _encode(self, members: list[Prepared], plan: Plan) -> Run:
+        return self.compressed(self.preprocessed(members, plan))
+
+    def preprocessed(self, members: list[Prepared], plan: Plan) -> Ready:
+        """A batch through the plan's pixel stage and the processor, before anything is encoded."""
         clock = StageClock(device=self.model.device)
         with clock.phase("preprocess"):
             look = self._look(plan)
@@ -194,10 +218,16 @@ class Engine:
             )
             inputs = self._process(members, pictures, videos, look.call)
             inputs = look.after(inputs)
+        return Ready(plan, members, pictures, videos, inputs, clock, look)
+
+    @torch.no_grad()
+    def compressed(self, ready: Ready) -> Run:
+        """Encode a batch and choose its visual tokens."""
+        pictures, videos, clock, look = ready.pictures, ready.videos, ready.clock, ready.look
         short = compress(
             self.adapter,
-            plan,
-            inputs,
+            ready.plan,
+            ready.inputs,
             phase=clock.phase,
             special_ids=self.special_ids,
             text_tower=self.text_tower,
@@ -210,14 +240,14 @@ class Engine:
             ),
         )
         if look.notes:
-            for m, extra in zip(members, look.notes, strict=True):
+            for m, extra in zip(ready.members, look.notes, strict=True):
                 m.notes += extra
-        return _Run(plan, members, pictures, short, clock, look)
+        return Run(ready.plan, ready.members, pictures, short, clock, look)
 
     @torch.no_grad()
-    def _decode(self, run: _Run, settings: Mapping[str, Any]) -> list[Answer]:
+    def _decode(self, run: Run, settings: Mapping[str, Any]) -> list[Answer]:
         short, clock = run.short, run.clock
-        first = _FirstLogits(clock)
+        first = FirstLogits(clock)
         options = {k: v for k, v in settings.items() if v is not None}
         processors = [*options.pop("logits_processor", []), first]
         has_pictures = any(row.placed for row in short.rows)
@@ -239,12 +269,12 @@ class Engine:
                 )
         finally:
             clock.stop()
-        return self._answers(run, self._stop_ids(settings))
+        return self._answers(run, self.stop_ids(settings))
 
     def _look(self, plan: Plan) -> Any:
         method = plan.stage("pixels")
         if method is None or patches_of(self.adapter, plan, self.processor) is not None:
-            return _Unchanged()
+            return Unchanged()
         from foveate.engine.pixels import Look
 
         return Look(self.adapter, self.processor, method, plan.seed)
@@ -281,7 +311,7 @@ class Engine:
         finally:
             tokenizer.padding_side = side
 
-    def _answers(self, run: _Run, eos: set[int]) -> list[Answer]:
+    def _answers(self, run: Run, eos: set[int]) -> list[Answer]:
         start = run.short.kwargs["input_ids"].shape[1]
         each = run.out.sequences.shape[0] // len(run.members)
         answers = []
@@ -289,11 +319,8 @@ class Engine:
             ids = _until(run.out.sequences[i * each, start:].tolist(), eos)
             words = [x for x in ids if x not in eos]
             text = self.processor.tokenizer.decode(words, skip_special_tokens=True).strip()
-            report = self._report(run, i, len(ids))
-            kept = tuple(
-                KeptSegment(s.image, s.kind, s.grid, p.piece.n - p.fixed, p.cells(r.anchor))
-                for s, p, r in zip(row.segments, row.placed, row.reductions, strict=True)
-            )
+            report = self.report(run, i, len(ids))
+            kept = kept_segments(row, run.inside, i, len(run.members))
             answers.append(
                 Answer(
                     text,
@@ -307,7 +334,7 @@ class Engine:
             )
         return answers
 
-    def _stop_ids(self, settings: Mapping[str, Any]) -> set[int]:
+    def stop_ids(self, settings: Mapping[str, Any]) -> set[int]:
         config = settings.get("generation_config")
         eos = settings.get("eos_token_id", getattr(config, "eos_token_id", None))
         if eos is None:
@@ -318,7 +345,7 @@ class Engine:
             return set()
         return set(eos) if isinstance(eos, list) else {int(eos)}
 
-    def _report(self, run: _Run, index: int, new_tokens: int) -> Report:
+    def report(self, run: Run, index: int, new_tokens: int) -> Report:
         plan, short, look, clock = run.plan, run.short, run.look, run.clock
         row, tower = short.rows[index], short.tower
         resolved = plan.resolved(mrope=self.adapter.mrope)
@@ -339,6 +366,9 @@ class Engine:
             )
         saved = look.dropped[index] if look.dropped else 0
         changed = not short.identity or (tower is not None and not tower.identity) or look.changed
+        layers = tokens_by_layer(run.inside, index, len(run.members))
+        fixed = sum(s.fixed_kept for s in row.reports)
+        changed = changed or (layers is not None and layers[-1] < row.visual_kept + fixed)
         if not changed and not plan.is_identity:
             notes.append("the budget is at or above the tokens: nothing was dropped")
         ms, cpu = clock.wall_ms, clock.cpu_ms
@@ -351,7 +381,7 @@ class Engine:
             identity=not changed,
             visual_tokens_in=row.visual_in + saved,
             visual_tokens_kept=row.visual_kept,
-            fixed_tokens_kept=sum(s.fixed_kept for s in row.reports),
+            fixed_tokens_kept=fixed,
             text_tokens=row.text_tokens,
             prompt_tokens=prompt,
             prompt_tokens_in=row.length + saved,
@@ -359,7 +389,7 @@ class Engine:
             kv_bytes=kv_bytes(
                 getattr(run.out, "past_key_values", None), prompt + new_tokens, index, new_tokens
             ),
-            layers=tuple(run.inside.counts[index]) if run.inside and run.inside.counts else None,
+            layers=layers,
             tower_tokens=tower.tokens_of(row.placed) if tower is not None else None,
             segments=row.reports,
             ms=dict(ms),
@@ -367,35 +397,6 @@ class Engine:
             ttft_ms=sum(ms.get(p, 0.0) for p in lead),
             notes=tuple(notes),
         )
-
-
-class _Unchanged:
-    """The pixel stage of a plan without one."""
-
-    changed = False
-    dropped: tuple[int, ...] = ()
-    call: ClassVar[dict[str, Any]] = {}
-    notes: tuple[list[str], ...] = ()
-
-    def before(self, pictures: Any, videos: Any) -> tuple[Any, Any]:
-        return pictures, videos
-
-    def after(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        return inputs
-
-
-class _FirstLogits:
-    """A logits processor that changes nothing: its first call ends the prefill phase."""
-
-    def __init__(self, clock: StageClock) -> None:
-        self.clock, self.seen = clock, False
-
-    def __call__(self, input_ids: Any, scores: Any) -> Any:
-        if not self.seen:
-            self.seen = True
-            self.clock.stop()
-            self.clock.start("decode")
-        return scores
 
 
 def _until(ids: list[int], eos: set[int]) -> list[int]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from foveate.engine.kv import HeadGroup, LayerStore
+from foveate.engine.kv_coded import CodedStore
 
 Inner = Callable[..., Any]
 Visible = Callable[[Tensor, Tensor], Tensor | None]
@@ -51,6 +52,9 @@ def attend(
 
     `inner` is the model's own attention function, so that caps, sinks and scales stay its own.
     """
+    if isinstance(store, CodedStore):
+        scaling = kwargs.get("scaling")
+        return store.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
     heads, each = query.shape[1], query.shape[1] // store.heads
     additive = getattr(inner, "__name__", "") != "sdpa_attention_forward"
     out: Tensor | None = None

@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from foveate.core.errors import UnsupportedError
+from foveate.core.language import KVCodec
 from foveate.engine.kv import LayerStore
+from foveate.engine.kv_coded import CodedStore
 from foveate.models import compat_language
 
 
@@ -34,6 +36,13 @@ class SequenceKV:
 
     def clone(self) -> SequenceKV:
         return SequenceKV([layer.clone() for layer in self.layers], self.length)
+
+    def take_back(self, length: int) -> None:
+        """Forget every token after the first `length`, also where only some layers have seen it."""
+        for layer in self.layers:
+            for group in layer.groups:
+                group.n = int((group.at[:1] < length).sum())
+        self.length = min(self.length, length)
 
     def truncate(self, tokens: int) -> None:
         """Forget the last `tokens` tokens."""
@@ -107,8 +116,17 @@ class RaggedCache(Cache):
             not isinstance(layer, RaggedLayer) and not _dummy(layer) for layer in self.layers
         )
 
-    def new_row(self) -> SequenceKV:
-        return SequenceKV([LayerStore() for _ in self.held])
+    def new_row(self, codec: KVCodec | None = None, modality: Any = None) -> SequenceKV:
+        """An empty sequence; with a codec its layers hold codes. modality (n,) of its prompt."""
+        if codec is None:
+            return SequenceKV([LayerStore() for _ in self.held])
+        return SequenceKV([CodedStore(codec, modality) for _ in self.held])
+
+    def set_seen(self, tokens: int) -> None:
+        """Tokens that the model is to believe are held, when rows were exchanged."""
+        for layer in self.layers:
+            if isinstance(layer, RaggedLayer):
+                layer.seen = tokens
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> bool:
         return self.writer(self, layer, k, v)

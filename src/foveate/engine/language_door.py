@@ -14,6 +14,7 @@ from foveate.core.plan import Plan
 from foveate.engine.compress import Compressed, RowResult
 from foveate.engine.language_pass import RowMeta
 from foveate.engine.language_run import LanguageRun
+from foveate.engine.request import KeptSegment
 from foveate.engine.splice import padding_side
 from foveate.models.adapter import AutoAdapter
 
@@ -45,9 +46,16 @@ def row_meta(
     length = int(max((p.at.max(initial=-1) for p in row.placed), default=-1)) + 1
     length = max(length, int(row.index.max(initial=-1)) + 1)
     modality, segment = np.zeros(length, np.int8), np.full(length, -1, np.int32)
+    cell = np.full(length, -1, np.int64)
     for ordinal, p in enumerate(row.placed):
         modality[p.at], segment[p.at] = _MODALITY[p.modality], ordinal
-    modality, segment = modality[row.index], segment[row.index]
+        cell[p.at[p.free]] = p.cells(np.arange(p.free.size))
+    modality, segment, cell = modality[row.index], segment[row.index], cell[row.index]
+    guidance = None
+    if row.guidance is not None:
+        guidance = np.full(length, np.nan)
+        guidance[np.concatenate([p.at for p in row.placed])] = row.guidance
+        guidance = guidance[row.index]
     last = int(np.flatnonzero(modality > 0).max(initial=-1))
     words = np.asarray([int(i) not in special for i in ids], bool)
     question = (modality == 0) & words & (np.arange(modality.size) > last)
@@ -55,17 +63,11 @@ def row_meta(
         question = (modality == 0) & words
     places = np.arange(modality.size)[None] if positions is None else np.asarray(positions)
     grids = tuple(p.piece.grid for p in row.placed)
-    return RowMeta(modality, segment, question, places, grids)
+    return RowMeta(modality, segment, question, places, cell, grids, guidance)
 
 
-def begin(
-    run: LanguageRun,
-    short: Compressed,
-    special: frozenset[int] = frozenset(),
-    *,
-    cached: bool = True,
-) -> dict[str, Any]:
-    """Announce a shortened call to the run; returns what the call needs beside its own arguments."""
+def meta_of(short: Compressed, special: frozenset[int] = frozenset()) -> list[RowMeta]:
+    """What each token of a shortened batch is, row by row, padding left out."""
     mask, ids = short.kwargs["attention_mask"], short.kwargs["input_ids"]
     positions = short.kwargs.get("position_ids")
     rows = []
@@ -76,7 +78,19 @@ def begin(
             mine = positions[..., i, :] if positions.ndim == 3 else positions[i][None]
             places = mine.cpu()[..., real].numpy()
         rows.append(row_meta(row, ids[i].cpu()[real].tolist(), places, special))
-    run.begin(rows, mask, padding_side(mask))
+    return rows
+
+
+def begin(
+    run: LanguageRun,
+    short: Compressed,
+    special: frozenset[int] = frozenset(),
+    *,
+    cached: bool = True,
+) -> dict[str, Any]:
+    """Announce a shortened call to the run; returns what the call needs beside its own arguments."""
+    mask = short.kwargs["attention_mask"]
+    run.begin(meta_of(short, special), mask, padding_side(mask))
     return {"past_key_values": run.new_cache()} if cached else {}
 
 
@@ -92,3 +106,25 @@ def refuse_own_caches(kwargs: Mapping[str, Any]) -> None:
             )
     if kwargs.get("use_cache") is False:
         raise UnsupportedError("use_cache=False would run the plan's prefill anew at every token")
+
+
+def tokens_by_layer(run: LanguageRun | None, index: int, of: int) -> tuple[int, ...] | None:
+    """Visual tokens by layer of request `index` of `of`; None where nothing acts inside."""
+    if run is None or not run.counts:
+        return None
+    return tuple(run.counts[index * (len(run.counts) // of)])  # a request's beams are neighbours
+
+
+def kept_segments(
+    row: RowResult, run: LanguageRun | None, index: int, of: int
+) -> tuple[KeptSegment, ...]:
+    """Which tokens of each segment of request `index` of `of` entered, and which went deepest."""
+    there: np.ndarray | None = None
+    if run is not None and run.method is not None and run.counts:
+        there = row.index[run.deepest[index * (len(run.counts) // of)]]
+    out = []
+    for s, p, r in zip(row.segments, row.placed, row.reductions, strict=True):
+        cells = p.cells(r.anchor)
+        deep = None if there is None else cells[np.isin(p.at[p.free[r.anchor]], there)]
+        out.append(KeptSegment(s.image, s.kind, s.grid, p.piece.n - p.fixed, cells, deep))
+    return tuple(out)

@@ -18,14 +18,18 @@ from foveate.models.compat_language import gathered
 @dataclass
 class RowMeta:
     """One request's prompt as the language model gets it, n tokens: modality (n,) 0 text, 1 image, 2
-    video; segment (n,), -1 for text; question (n,) bool; position (p, n); grids by segment.
+    video; segment (n,), -1 for text; question (n,) bool; position (p, n); grids by segment; cell
+    (n,) the place in the segment's grid, -1 for layout tokens and text; guidance (n,) or None, the
+    guide's scores, NaN for text.
     """
 
     modality: np.ndarray
     segment: np.ndarray
     question: np.ndarray
     position: np.ndarray
+    cell: np.ndarray
     grids: tuple[tuple[int, int, int], ...] = ()
+    guidance: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -60,7 +64,9 @@ class _Version:
 
 @dataclass
 class Prefill:
-    """State of one prefill. `present[b]` are the prompt places still there, padding left out."""
+    """State of one prefill. `present[b]` are the prompt places still there, padding left out;
+    `deepest[b]` those of the deepest layer that has visual tokens.
+    """
 
     meta: list[RowMeta]
     valid: Tensor
@@ -81,6 +87,7 @@ class Prefill:
         self.versions = [_Version(index, self.valid, present, not bool(self.valid.all()))]
         self.states = [None] * b
         self.counts = [[] for _ in range(b)]
+        self.deepest = list(present)
 
     @property
     def now(self) -> _Version:
@@ -118,6 +125,8 @@ class Prefill:
             index[b, where] = torch.as_tensor(places + self.first[b], device=device)
             relative[b, where] = self.columns(b)[torch.as_tensor(among, device=device)]
             valid[b, where] = True
+            if (self.meta[b].modality[places] > 0).any():
+                self.deepest[b] = places
         self.versions.append(_Version(index, valid, list(kept), not bool(valid.all())))
         self.memo.clear()
         return relative
@@ -177,3 +186,16 @@ class Prefill:
             return (mask & seen) | nobody if self.now.padded else mask & seen
         out = mask.masked_fill(~seen, torch.finfo(mask.dtype).min)
         return out.masked_fill(nobody, 0.0) if self.now.padded else out
+
+
+def last_row(prefill: Prefill, kwargs: dict[str, Any], source: int) -> Any:
+    """The mask of a layer that computes the last token alone, over the keys of layer `source`."""
+    mask = kwargs["attention_mask"]
+    if not torch.is_tensor(mask) or mask.ndim != 4:
+        return mask
+    keys = prefill.versions[prefill.at_layer[source]]
+    out = gathered(mask, keys.index, -1, 0)
+    seen = keys.valid[:, None, None, :]
+    if out.dtype == torch.bool:
+        return out & seen
+    return out.masked_fill(~seen, torch.finfo(out.dtype).min)

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import PlanError, UnsupportedError
-from foveate.core.language import PrefillMethod, Route
+from foveate.core.language import CachePolicy, KVCodec, PrefillMethod, Route
 from foveate.core.plan import Plan
 from foveate.core.views import Reduction
-from foveate.engine import kv_attention
 from foveate.engine.kv_cache import RaggedCache
-from foveate.engine.language_pass import Prefill, RowMeta, Seen
+from foveate.engine.kv_policy import PolicyRun
+from foveate.engine.language_pass import Prefill, RowMeta, Seen, last_row
+from foveate.engine.language_step import Steps, write_prompt
 from foveate.engine.language_view import RowView
 from foveate.engine.splice import weighted
 from foveate.models import compat, compat_language
@@ -48,6 +49,7 @@ class LanguageRun:
         self.kinds = compat_language.layer_kinds(self.text_config, count)
         self.sources = compat_language.kv_sources(self.text_config, count)
         self.method: PrefillMethod | None = plan.stage("prefill")
+        self.memory: CachePolicy | KVCodec | None = plan.stage("memory")
         self.at = self._checked_layers()
         attention = [compat_language.attention_of(layer) for layer in self.layers]
         self._index = {id(m): i for i, m in enumerate(attention) if m is not None}
@@ -55,7 +57,18 @@ class LanguageRun:
         self._begun: tuple[list[RowMeta], Tensor, str] | None = None
         self.prefill: Prefill | None = None
         self.counts: list[list[int]] = []
+        self.deepest: list[np.ndarray] = []
         self._stepping: RaggedCache | None = None
+        self._steps = Steps(self.text_config, self.kinds, self.sources)
+        self._cache: RaggedCache | None = None
+        self._meta: list[RowMeta] = []
+        self._parts = False
+        held = self.new_cache().held
+        self.policy: PolicyRun | None = None
+        if isinstance(self.memory, CachePolicy):
+            self.policy = PolicyRun(self.memory, held, self.sources)
+        if self.memory is not None:
+            self._check_memory(held)
         self._looking = False
         self._looked: Seen | None = None
 
@@ -63,7 +76,7 @@ class LanguageRun:
         if self.method is None:
             return ()
         at = tuple(self.method.layers(len(self.layers)))
-        if list(at) != sorted(set(at)) or (at and not 1 <= at[0] <= at[-1] < len(self.layers)):
+        if list(at) != sorted(set(at)) or (at and not 0 <= at[0] <= at[-1] < len(self.layers)):
             raise PlanError(f"{self.method.name}: layers {at} are not ascending within the model")
         for layer in at:
             if self.sources[layer] != layer:
@@ -73,13 +86,27 @@ class LanguageRun:
                     f"{min(i for i, s in enumerate(self.sources) if s != i)}"
                 )
             for source, there in (("previous", layer - 1), ("next", layer)):
-                wanted = source in self.method.reads
+                # Before layer 0 a method can read the embeddings; there is no layer before it.
+                wanted = source in self.method.reads and there >= 0
                 if wanted and self.kinds[there] not in compat_language.CACHED_KINDS:
                     raise UnsupportedError(
                         f"{self.method.name} reads the attention of layer {there}, which is of kind "
                         f"{self.kinds[there]} in {self.adapter.model_type}; name another layer"
                     )
         return at
+
+    def _check_memory(self, held: Sequence[bool]) -> None:
+        assert self.memory is not None
+        family = self.adapter.model_type
+        if not any(held):
+            raise UnsupportedError(f"{self.memory.name}: {family} keeps no entries per token")
+        windows = [k for k in self.kinds if compat_language.window_of(self.text_config, k)]
+        capped = getattr(self.text_config, "attn_logit_softcapping", None)
+        if isinstance(self.memory, KVCodec) and (windows or capped):
+            raise UnsupportedError(
+                f"{self.memory.name} attends over codes, without windows or logit caps; {family} has "
+                f"{windows[0] if windows else 'a logit cap'}: choose an eviction policy"
+            )
 
     # --- the doors' side ---------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -98,6 +125,7 @@ class LanguageRun:
             for handle in handles:
                 handle.remove()
             self.prefill, self._stepping, self._begun = None, None, None
+            self._cache, self._meta = None, []
 
     def begin(self, meta: Sequence[RowMeta], mask: Tensor, side: str) -> None:
         """Say what the next prefill is: rows and their padding mask (B, S)."""
@@ -107,9 +135,33 @@ class LanguageRun:
         """Forget an announced prefill that never came."""
         self._begun = None
 
+    def resume(self, cache: RaggedCache, meta: Sequence[RowMeta]) -> None:
+        """Say whose rows a cache holds now, before steps of sequences that joined or left."""
+        self._cache, self._meta = cache, list(meta)
+
+    @contextlib.contextmanager
+    def in_parts(self) -> Iterator[None]:
+        """While open, forward passes are parts of a prompt that follow what their rows hold."""
+        self._parts = True
+        try:
+            yield
+        finally:
+            self._parts = False
+
     def new_cache(self) -> RaggedCache:
         """An empty cache for a batch."""
         return RaggedCache(self.text_config, len(self.layers), self._write)
+
+    def _write(self, cache: RaggedCache, layer: int, k: Tensor, v: Tensor) -> bool:
+        if self._looking:
+            return False
+        if self.prefill is not None:
+            write_prompt(self.prefill, cache, layer, k, v)
+        else:
+            self._steps.write(cache, layer, k, v)
+            if self.policy is not None:
+                self.policy.stepped(layer, self._meta, cache)
+        return True
 
     # --- hooks -------------------------------------------------------------------------------------
     def _hook(self, index: int) -> Any:
@@ -128,7 +180,7 @@ class LanguageRun:
         cache, begun = kwargs.get("past_key_values"), self._begun
         own = isinstance(cache, RaggedCache)
         self.prefill, self._stepping, self._begun = None, None, None
-        if isinstance(cache, RaggedCache) and cache.get_seq_length() > 0:
+        if isinstance(cache, RaggedCache) and (self._parts or cache.get_seq_length() > 0):
             self._stepping = cache
             return
         if begun is None:
@@ -149,10 +201,12 @@ class LanguageRun:
         if each > 1:
             meta = [m for m in meta for _ in range(each)]
             valid = valid.repeat_interleave(each, 0)
+        self._cache, self._meta = cache, meta
         self.prefill = Prefill(meta, valid.to(hidden.device), side)
-        self.counts = self.prefill.counts
+        self.counts, self.deepest = self.prefill.counts, self.prefill.deepest
         if cache is not None:
-            cache.rows = [cache.new_row() for _ in meta]
+            codec = self.memory if isinstance(self.memory, KVCodec) else None
+            cache.rows = [cache.new_row(codec, m.modality) for m in meta]
             for row, m in zip(cache.rows, meta, strict=True):
                 row.length = m.n
 
@@ -163,7 +217,7 @@ class LanguageRun:
         if int(hidden.shape[-2]) != prefill.now.valid.shape[1]:
             # Layers that share keys may compute the last token alone.
             if len(prefill.versions) > 1 and kwargs.get("attention_mask") is not None:
-                kwargs = {**kwargs, "attention_mask": _last_row(prefill, kwargs, source)}
+                kwargs = {**kwargs, "attention_mask": last_row(prefill, kwargs, source)}
             return tuple(args), kwargs
         if index in self.at:
             fitted = self._fit(prefill, args, kwargs, source) if len(prefill.versions) > 1 else None
@@ -319,70 +373,12 @@ class LanguageRun:
             self._looked = Seen(q, k, mask, kwargs.get("scaling"), kwargs.get("softcap"))
             raise _LookedError
         if self._stepping is not None:
-            return self._step(index, module, inner, q, kwargs)
+            return self._steps.attend(self._stepping, index, module, inner, q, kwargs), None
         prefill, method = self.prefill, self.method
         if prefill and method and index + 1 in self.at and "previous" in method.reads:
             prefill.last = Seen(q, k, mask, kwargs.get("scaling"), kwargs.get("softcap"))
-        return inner(module, q, k, v, mask, **kwargs)
-
-    def _write(self, cache: RaggedCache, layer: int, k: Tensor, v: Tensor) -> bool:
-        if self._looking:
-            return False
-        prefill = self.prefill
-        if prefill is not None:
-            for row, sequence in enumerate(cache.rows):
-                columns = prefill.columns(row)
-                there = torch.as_tensor(prefill.now.present[row], device=k.device)
-                sequence.layers[layer].append(k[row][:, columns], v[row][:, columns], there)
-            return True
-        first = layer == cache.held.index(True)
-        cache.steps += int(k.shape[-2]) if first else 0
-        for row, sequence in enumerate(cache.rows):
-            store, s = sequence.layers[layer], int(k.shape[-2])
-            sequence.length += s if first else 0
-            at = torch.arange(sequence.length - s, sequence.length, device=k.device)
-            store.append(k[row], v[row], at)
-        return True
-
-    def _step(
-        self, index: int, module: nn.Module, inner: Any, q: Tensor, kwargs: dict[str, Any]
-    ) -> Any:
-        cache, source = self._stepping, self.sources[index]
-        assert cache is not None
-        visible = self._visible(self.kinds[index])
-        parts = []
-        for row, sequence in enumerate(cache.rows):
-            origin = torch.arange(sequence.length - q.shape[2], sequence.length, device=q.device)
-            parts.append(
-                kv_attention.attend(
-                    inner,
-                    module,
-                    q[row : row + 1],
-                    sequence.layers[source],
-                    origin,
-                    visible,
-                    kwargs,
-                )
-            )
-        return (parts[0] if len(parts) == 1 else torch.cat(parts)), None
-
-    def _visible(self, kind: str) -> kv_attention.Visible | None:
-        window = compat_language.window_of(self.text_config, kind)
-        if window is None:
-            return None
-        how, size = window
-        if how == "sliding":
-            return lambda q, k: q - k < size
-        return lambda q, k: q // size == k // size
-
-
-def _last_row(prefill: Prefill, kwargs: dict[str, Any], source: int) -> Any:
-    mask = kwargs["attention_mask"]
-    if not torch.is_tensor(mask) or mask.ndim != 4:
-        return mask
-    keys = prefill.versions[prefill.at_layer[source]]
-    out = compat_language.gathered(mask, keys.index, -1, 0)
-    seen = keys.valid[:, None, None, :]
-    if out.dtype == torch.bool:
-        return out & seen
-    return out.masked_fill(~seen, torch.finfo(out.dtype).min)
+        out = inner(module, q, k, v, mask, **kwargs)
+        if prefill and self.policy and self._cache is not None and q.shape[2] == k.shape[2]:
+            seen = Seen(q, k, mask, kwargs.get("scaling"), kwargs.get("softcap"))
+            self.policy.prefilled(index, prefill, self._cache, seen)
+        return out

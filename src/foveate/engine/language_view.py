@@ -37,9 +37,10 @@ class RowView:
         self.modality, self.segment = meta.modality[present], meta.segment[present]
         self.question, self.origin = meta.question[present], present
         self.position = meta.position[:, present]
-        self.grids = meta.grids
+        self.cell, self.grids = meta.cell[present], meta.grids
         self.entered, self.layers = meta.entered, layers
-        self.guidance: Any = None
+        scores = meta.guidance
+        self.guidance = None if scores is None else scores[present][self.visual]
 
     @property
     def visual(self) -> np.ndarray:
@@ -70,7 +71,7 @@ class RowView:
         index = torch.as_tensor(np.asarray(query_index, np.int64), device=self._columns.device)
         return self._attention(self._seen(source), index)
 
-    def _attention(self, seen: Seen, index: Tensor) -> Tensor:
+    def _attention(self, seen: Seen, index: Tensor, temperature: float = 1.0) -> Tensor:
         columns = self._columns
         mask = None
         if seen.mask is not None:
@@ -79,9 +80,11 @@ class RowView:
             part = part[columns[index]] if part.shape[0] > 1 else part
             mask = part[:, columns]
         q, k = seen.q[self._row][:, columns[index]], seen.k[self._row][:, columns]
-        return attention_rows(q, k, mask, index, seen.scaling, seen.softcap)
+        return attention_rows(q, k, mask, index, seen.scaling, seen.softcap, temperature)
 
-    def left_multiply(self, s: Tensor, source: str = "previous") -> Tensor:
+    def left_multiply(
+        self, s: Tensor, source: str = "previous", temperature: float = 1.0
+    ) -> Tensor:
         """s (H, S) times the attention matrix, (H, S) float32, a block of queries at a time."""
         seen, total = self._seen(source), len(self._columns)
         heads = seen.q.shape[1]
@@ -89,7 +92,7 @@ class RowView:
         out = torch.zeros(heads, total, device=s.device)
         for start in range(0, total, block):
             index = torch.arange(start, min(start + block, total), device=self._columns.device)
-            out += (s[:, index, None].float() * self._attention(seen, index)).sum(1)
+            out += (s[:, index, None].float() * self._attention(seen, index, temperature)).sum(1)
         return out
 
     def normed(self) -> Tensor:
@@ -108,9 +111,11 @@ def attention_rows(
     index: Tensor,
     scaling: float | None,
     softcap: float | None = None,
+    temperature: float = 1.0,
 ) -> Tensor:
     """softmax of q (H, r, a) against k (Hkv, S, a): (H, r, S) float32. index (r,) are the places of
-    the queries among the S; mask (r or 1, S) bool or additive; None is causal.
+    the queries among the S; mask (r or 1, S) bool or additive; None is causal. Logits are divided by
+    the temperature.
     """
     with torch.autocast(q.device.type, enabled=False):
         heads, rows = q.shape[0], q.shape[1]
@@ -120,6 +125,7 @@ def attention_rows(
         logits *= scaling if scaling is not None else q.shape[-1] ** -0.5
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
+        logits /= temperature
         if mask is None:
             mask = torch.arange(k.shape[1], device=q.device)[None] <= index[:, None]
         hidden = ~mask if mask.dtype == torch.bool else None

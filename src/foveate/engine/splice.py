@@ -29,6 +29,12 @@ class Kept:
     deepstack: list[Tensor] | None
     fixed: int
 
+    def some(self, index: np.ndarray) -> Kept:
+        """These tokens of the piece only."""
+        i = torch.as_tensor(index, device=self.payload.device)
+        deep = None if self.deepstack is None else [layer[i] for layer in self.deepstack]
+        return Kept(self.payload[i], self.at[index], deep, 0)
+
 
 def weighted(reduction: Reduction, x: Tensor) -> Tensor:
     """W x in float32 for x (n + specials, d), in x's dtype; a plain pick copies rows."""
@@ -59,7 +65,7 @@ def keep(
     """Apply one reduction; a fixed token stays where its grid row keeps a token."""
     piece, free = placed.piece, placed.free
     body = piece.payload
-    if piece.fixed is not None:
+    if free.size != piece.n:
         body = body[torch.as_tensor(free, device=body.device)]
     if reduction.space == "encoder" and not reduction.is_identity and view is not None:
         chosen = _in_encoder_space(adapter, view, reduction)

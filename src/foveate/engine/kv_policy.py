@@ -1,0 +1,209 @@
+"""Cache policies at work: what a policy sees of a layer, and budgets brought to entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.core.errors import PlanError, UnsupportedError
+from foveate.core.language import CachePolicy
+from foveate.core.views import Reduction
+from foveate.engine.kv import LayerStore
+from foveate.engine.kv_cache import RaggedCache, SequenceKV
+from foveate.engine.language_pass import Prefill, RowMeta, Seen
+from foveate.engine.language_view import BLOCK_ELEMENTS, attention_rows
+
+
+class StoreView:
+    """A `foveate.core.language.KVView` of one sequence's store at one layer."""
+
+    def __init__(
+        self,
+        policy: CachePolicy,
+        store: LayerStore,
+        meta: RowMeta,
+        layers: int,
+        seen: tuple[Seen, int, Tensor] | None = None,
+    ) -> None:
+        self._policy, self._store, self._seen = policy, store, seen
+        heads = [store.head(h) for h in range(store.heads)]
+        self.keys = [h[0] for h in heads]
+        self.values = [h[1] for h in heads]
+        self.origin = [h[2].cpu().numpy().astype(np.int64) for h in heads]
+        self.modality, self.segment = meta.modality, meta.segment
+        self.question, self.position, self.grids = meta.question, meta.position, meta.grids
+        self.layers = layers
+
+    @property
+    def n(self) -> int:
+        """Entries of the longest head."""
+        return max(len(k) for k in self.keys)
+
+    def modality_of(self, head: int) -> np.ndarray:
+        """Modality (n_h,) of a head's entries; generated tokens are text."""
+        return self._of(self.modality, head, 0)
+
+    def segment_of(self, head: int) -> np.ndarray:
+        """Segment (n_h,) of a head's entries, -1 for text."""
+        return self._of(self.segment, head, -1)
+
+    def _of(self, values: np.ndarray, head: int, fill: int) -> np.ndarray:
+        at = self.origin[head]
+        known = at < len(values)
+        out = np.full(len(at), fill, values.dtype)
+        out[known] = values[at[known]]
+        return out
+
+    def _call(self) -> tuple[Seen, int, Tensor]:
+        if self._seen is None:
+            raise UnsupportedError(
+                f"{self._policy.name} asks for attention rows where no prompt queries are kept: read "
+                "them in observe(), and declare which in `reads`"
+            )
+        return self._seen
+
+    def rows(self, query_index: Any) -> Tensor:
+        """Attention (H, r, n) of prompt queries, by index among the n tokens present; float32."""
+        seen, row, columns = self._call()
+        index = torch.as_tensor(np.asarray(query_index, np.int64), device=columns.device)
+        first = len(columns) - seen.q.shape[2]  # a window keeps only the last queries
+        if int(index.min()) < first:
+            raise PlanError(
+                f"{self._policy.name} asks for query {int(index.min())}; those from {first} on are kept"
+            )
+        mask = None
+        if seen.mask is not None:
+            part = seen.mask[min(row, seen.mask.shape[0] - 1), 0]
+            mask = (part[columns[index]] if part.shape[0] > 1 else part)[:, columns]
+        return attention_rows(
+            seen.q[row][:, index - first],
+            seen.k[row][:, columns],
+            mask,
+            index,
+            seen.scaling,
+            seen.softcap,
+        )
+
+    def column_sum(self) -> Tensor:
+        """Attention received (H, n), summed over all queries in blocks; float32."""
+        seen, _, columns = self._call()
+        heads, n = seen.q.shape[1], len(columns)
+        block = max(1, BLOCK_ELEMENTS // max(1, heads * n))
+        total = torch.zeros(heads, n, device=columns.device)
+        for start in range(0, n, block):
+            total += self.rows(np.arange(start, min(start + block, n))).sum(1)
+        return total
+
+
+class PolicyRun:
+    """One cache policy on one model: observes layers as they run, and reduces the stores."""
+
+    def __init__(self, policy: CachePolicy, held: Sequence[bool], sources: Sequence[int]) -> None:
+        self.policy = policy
+        self.layers = [i for i, h in enumerate(held) if h and sources[i] == i]
+        self.stats: dict[int, list[Any]] = {}
+        self.evicted = 0
+
+    def prefilled(self, index: int, prefill: Prefill, cache: RaggedCache, seen: Seen) -> None:
+        """A layer of the prefill ran; its entries are in the stores."""
+        policy, count = self.policy, len(self.layers)
+        if index not in self.layers or policy.when == "overflow" and not policy.reads:
+            if index in self.layers:
+                self._overflow(index, prefill.meta, cache)
+            return
+        place = self.layers.index(index)
+        stats = []
+        for row, sequence in enumerate(cache.rows):
+            columns = prefill.columns(row)
+            kept = seen
+            if "all" not in policy.reads:
+                kept = _window(seen, row, columns, policy.window_tokens)
+            store, meta = sequence.layers[index], prefill.meta[row]
+            view = StoreView(policy, store, meta, count, (kept, row, columns))
+            found = policy.observe(place, view)
+            stats.append(found)
+            if policy.scope == "layer":
+                mean = _mean(policy, store, count)
+                part = policy.layer_entries(place, count, view.n, min(view.n, mean))
+                room = [store.lengths]
+                k = policy.allocate([found], room, part * store.heads)[0]
+                self._reduce(place, store, view, k, found)
+        self.stats[index] = stats
+        if policy.scope == "model" and index == self.layers[-1]:
+            for row, sequence in enumerate(cache.rows):
+                self._whole(row, sequence, prefill.meta[row])
+            self.stats.clear()
+
+    def _whole(self, row: int, sequence: SequenceKV, meta: RowMeta) -> None:
+        stores = [sequence.layers[i] for i in self.layers]
+        stats = [self.stats[i][row] for i in self.layers]
+        room = [store.lengths for store in stores]
+        budget = sum(_mean(self.policy, store, len(stores)) * store.heads for store in stores)
+        counts = self.policy.allocate(stats, room, min(budget, sum(map(sum, room))))
+        for place, (store, k) in enumerate(zip(stores, counts, strict=True)):
+            view = StoreView(self.policy, store, meta, len(stores))
+            self._reduce(place, store, view, k, stats[place])
+
+    def stepped(self, index: int, meta: Sequence[RowMeta], cache: RaggedCache) -> None:
+        """Entries were added to a layer while decoding."""
+        if self.policy.when == "overflow" and index in self.layers:
+            self._overflow(index, meta, cache)
+
+    def _overflow(self, index: int, meta: Sequence[RowMeta], cache: RaggedCache) -> None:
+        for sequence, m in zip(cache.rows, meta, strict=True):
+            store = sequence.layers[index]
+            if not self.policy.overflows(max(store.lengths)):
+                continue
+            place = self.layers.index(index)
+            view = StoreView(self.policy, store, m, len(self.layers))
+            stats = self.policy.observe(place, view)
+            mean = _mean(self.policy, store, len(self.layers))
+            k = self.policy.allocate([stats], [store.lengths], mean * store.heads)[0]
+            self._reduce(place, store, view, k, stats)
+
+    def _reduce(
+        self, place: int, store: LayerStore, view: StoreView, k: Sequence[int], stats: Any
+    ) -> None:
+        name, lengths = self.policy.name, store.lengths
+        counts = [int(x) for x in k]
+        if len(counts) != len(lengths) or any(
+            not 1 <= x <= n for x, n in zip(counts, lengths, strict=True)
+        ):
+            raise PlanError(f"{name} allots {counts} entries to heads that hold {list(lengths)}")
+        if counts == list(lengths):
+            return
+        chosen = list(self.policy.select(place, view, counts, stats))
+        for h, (r, count) in enumerate(zip(chosen, counts, strict=True)):
+            r.check()
+            if r.k != count:
+                raise PlanError(f"{name} kept {r.k} entries of head {h}; {count} were allotted")
+        self.evicted += sum(lengths) - sum(counts)
+        store.reduce(chosen)
+
+
+def _window(seen: Seen, row: int, columns: Tensor, window: int) -> Seen:
+    """The call with the last `window` queries of one row only, as a batch that row indexes."""
+    last = columns[-window:] if window else columns[:0]
+    q = seen.q[row : row + 1][:, :, last].expand(seen.q.shape[0], -1, -1, -1)
+    return Seen(q, seen.k, seen.mask, seen.scaling, seen.softcap)
+
+
+def _mean(policy: CachePolicy, store: LayerStore, layers: int) -> int:
+    """Entries a head keeps on average at this layer, at least 1."""
+    budget, heads = policy.budget, store.heads
+    if budget.entries is not None:
+        return budget.entries
+    if budget.bytes is not None:
+        return max(1, budget.bytes // (layers * heads * max(1, store.bytes_per_entry)))
+    n = max(store.lengths)
+    return min(n, max(1, int(Fraction(budget.keep or 1) * n + Fraction(1, 2))))
+
+
+def identity(n: int) -> Reduction:
+    """All n entries."""
+    return Reduction.pick(np.arange(n), n, "cache")
