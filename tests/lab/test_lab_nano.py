@@ -112,6 +112,8 @@ def test_cls_attention_finds_shapes(reader: Reader) -> None:
     found = cls_evidence(reader, ["count"], n=10)
     assert len(found["count"]) == reader.model.config.vision_config.num_hidden_layers
     assert max(found["count"]) > 0.4  # a random quarter of the tokens would have 0.25
+    needle = cls_evidence(reader, ["needle"], n=6)["needle"]  # the picture that holds the text
+    assert max(needle) > 0.4
 
 
 def test_card_reports_each_family() -> None:

@@ -1,4 +1,4 @@
-"""The command line: `foveate run | list | explain | doctor | demo`. Torch is imported late."""
+"""The command line: `foveate run | compare | list | explain | lab | doctor | demo`; torch comes late."""
 
 from __future__ import annotations
 

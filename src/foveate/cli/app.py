@@ -16,6 +16,7 @@ from foveate.cli.compare import compare
 from foveate.cli.demo import demo
 from foveate.cli.doctor import doctor
 from foveate.cli.explain import explain
+from foveate.cli.lab import app as lab
 from foveate.cli.list import show
 from foveate.cli.run import run
 from foveate.core.errors import FoveateError
@@ -106,5 +107,6 @@ app.command("run", short_help="Answer a question about pictures or videos.")(run
 app.command("compare", short_help="Put methods side by side on the same pictures.")(compare)
 app.command("list", short_help="List methods or model families.")(show)
 app.command("explain", short_help="Draw what several plans keep of a picture.")(explain)
+app.add_typer(lab, name="lab", short_help="Measure plans on rendered tasks; look at samples.")
 app.command("doctor", short_help="Show what is installed and what stands in the way.")(doctor)
 app.command("demo", short_help="Ask about rendered pictures, with and without a plan.")(demo)

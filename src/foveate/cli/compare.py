@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 METHODS = "visionzip,vispruner,fastervlm,divprune,scope,holov,cdpruner-lm,prumerge-plus"
 RENDERED = 20
-STAGES = ("pixels", "tower", "tokens")
+STAGES = ("pixels", "tower", "tokens", "prefill")
 SHOWN = (("encode", "encode"), ("select", "select"), ("prefill", "prefill"), ("decode", "decode"))
 
 
@@ -60,6 +60,7 @@ def compare(
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_frames: options.MaxFrames = options.MAX_FRAMES,
     allow_url: options.AllowUrl = False,
+    text_tower: options.TextTower = None,
 ) -> int:  # fmt: skip
     """Put methods side by side on the same pictures: tokens, agreement with the full answer, time by stage.
 
@@ -71,7 +72,16 @@ def compare(
     looks = _looks(sources or [], question, rendered, seed, allow_url)
     target = _page_file(out)
     engine = open_engine(
-        Loading(model, dtype, device_map, revision, max_pixels, max_frames, allow_url)
+        Loading(
+            model,
+            dtype,
+            device_map,
+            revision,
+            max_pixels,
+            max_frames,
+            allow_url,
+            text_tower=text_tower,
+        )
     )
     with console.counted("comparing", len(entries) * (len(looks) + 1)) as done:
         outcome = compare_all(
@@ -134,13 +144,14 @@ def _looks(
     if count:
         from foveate.lab import FAMILIES, samples
 
-        names = list(FAMILIES)
+        # Families of the lab's own pictures: outside data is an extra.
+        names = [name for name, known in FAMILIES.items() if known.group != "outside"]
         drawn = {n: samples(n, "test", -(-count // len(names)), seed) for n in names}
         for i in range(count):
             name = names[i % len(names)]
             s = drawn[name][i // len(names)]
             title = f"{name} {i // len(names) + 1}"
-            request = Request(s.question, images=[s.image])
+            request = Request(s.question, images=list(s.images))
             looks.append(
                 Look(f"rendered:{title}", title, s.question, Task(()), request, truth=s.answer)
             )

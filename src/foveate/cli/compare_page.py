@@ -94,7 +94,9 @@ def _breakable(name: str) -> str:
 
 def _reading(known: bool) -> list[str]:
     lines = [
-        "Kept, of: visual tokens of a picture, means. Same answer: word for word that of all tokens. "
+        "Kept, of: visual tokens of a picture, means; over the language model's layers where tokens "
+        "leave inside it, and the lit patches are those that go deepest. "
+        "Same answer: word for word that of all tokens. "
         "The bars are 95 % intervals of each share: differences that are small beside them may be chance.",
         "Times are medians of wall-clock milliseconds on the machine that wrote this page; the median "
         "of a sum is not the sum of medians. Preprocess holds what pixel methods do.",
@@ -170,7 +172,7 @@ def _figure(entry: Entry, cell: Cell) -> str:
         above = f'<div class="none">{_text(cell.error or cell.note or "not drawn")}</div>'
     if cell.report is None:
         return f"<figure>{above}<figcaption><b>{name}</b></figcaption></figure>"
-    kept, whole = cell.report.visual_tokens_kept, cell.report.visual_tokens_in
+    kept, whole = round(cell.report.tokens_by_layer), cell.report.visual_tokens_in
     mark = {True: ' <span class="right">right</span>', False: ' <span class="wrong">wrong</span>'}
     kind = "" if entry.plan.is_identity else " same" if cell.same else " other"
     answer = _text(cell.answer) or "no words"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.cli.asking import Task, pictures_of
 from foveate.core import registry
-from foveate.core.errors import FoveateError, InputError, UnsupportedError
+from foveate.core.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.core.plan import Plan
 from foveate.core.report import PHASES, Report
 
@@ -144,7 +144,10 @@ def _warm_up(engine: Engine, entry: Entry, looks: list[Look]) -> None:
     for look in looks:
         try:
             answer = engine.generate([look.request], entry.plan, max_new_tokens=1)[0]
-        except UnsupportedError as error:
+        except (
+            UnsupportedError,
+            SettingError,
+        ) as error:  # or a layer that this model does not have
             entry.error = error
             return
         if answer.error is None:
@@ -247,7 +250,9 @@ class Share:
 
 @dataclass(frozen=True)
 class Figures:
-    """One entry over all pictures: mean tokens, medians of milliseconds, shares."""
+    """One entry over all pictures: mean tokens, medians of milliseconds, shares. Tokens kept are a
+    mean over the layers of the language model where a method drops them inside it.
+    """
 
     answered: int
     tokens_in: float | None
@@ -276,7 +281,7 @@ def figures(cells: Sequence[Cell]) -> Figures:
     return Figures(
         answered=len(reports),
         tokens_in=statistics.fmean(r.visual_tokens_in for r in reports) if reports else None,
-        tokens_kept=statistics.fmean(r.visual_tokens_kept for r in reports) if reports else None,
+        tokens_kept=statistics.fmean(r.tokens_by_layer for r in reports) if reports else None,
         agreement=_share([c.same for c in cells if c.same is not None]),
         accuracy=_share([c.right for c in cells if c.right is not None]),
         ms={p: statistics.median(found) for p, found in phases.items() if found},

@@ -11,7 +11,7 @@ from foveate.cli import console, options, record
 from foveate.cli.asking import Asked, Task, answer_all, pictures_of
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import collect
-from foveate.core.errors import FoveateError, InputError, UnsupportedError
+from foveate.core.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COLUMNS = 3
 FOOT = (
     "Model: {}. Lit: the patches whose places the kept tokens take; a method that merges carries others "
-    "along in them."
+    "along in them. Where tokens leave inside the language model, those that go deepest."
 )
 
 
@@ -44,6 +44,7 @@ def explain(
     max_pixels: options.MaxPixels = options.MAX_PIXELS,
     max_frames: options.MaxFrames = options.MAX_FRAMES,
     allow_url: options.AllowUrl = False,
+    text_tower: options.TextTower = None,
 ) -> int:
     """Draw which patches several plans keep of one picture, and show what the model answers with each.
 
@@ -58,7 +59,16 @@ def explain(
         raise InputError(f"{picture} holds {len(items)} pictures; explain shows one, name it")
     target = output_file(out, "--out") or out
     engine = open_engine(
-        Loading(model, dtype, device_map, revision, max_pixels, max_frames, allow_url)
+        Loading(
+            model,
+            dtype,
+            device_map,
+            revision,
+            max_pixels,
+            max_frames,
+            allow_url,
+            text_tower=text_tower,
+        )
     )
     task = Task((items[0],))
     runs = [_answered(engine, task, p, question, max_new_tokens) for p in (Plan(), *plans)]
@@ -78,7 +88,7 @@ def _answered(
     asked = Asked(plan, max_new_tokens=max_new_tokens)
     try:
         full, kept = answer_all(engine, [task.request(question, None)], asked)[0]
-    except UnsupportedError as error:
+    except (UnsupportedError, SettingError) as error:  # a layer that this model does not have
         return error
     answer = kept or full
     if answer is None:
@@ -115,7 +125,8 @@ def _panel(
     if run.report is None:
         raise InputError("the engine gave no report")
     kept, whole = run.report.visual_tokens_kept, run.report.visual_tokens_in
-    lines = (f"{kept} of {whole} tokens ({run.report.keep_ratio:.0%})", f"answer: {run.text}")
+    share = f"{kept} of {whole} tokens ({run.report.keep_ratio:.0%})"
+    lines = (share, *record.inside(run.report), *record.stamps(run.report), f"answer: {run.text}")
     try:
         return Panel(beside(pictures_of(engine, task, plan, run)), name, lines)
     except UnsupportedError as error:

@@ -34,6 +34,13 @@ AllowUrl = Annotated[
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")
 ]
+TextTower = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of the CLIP or SigLIP model that the vision tower was taken from, "
+        "for plans that compare words and patches (cdpruner-clip)."
+    ),
+]
 MAX_PIXELS, MAX_FRAMES, MAX_NEW_TOKENS = 64_000_000, 64, 64
 
 
@@ -50,6 +57,7 @@ class Loading:
     allow_url: bool = False
     feature_cache: Path | None = None  # a folder
     keep_features: bool = False  # in memory, for several questions about the same pictures
+    text_tower: str | None = None
 
 
 def open_engine(loading: Loading) -> Engine:
@@ -85,6 +93,7 @@ def open_engine(loading: Loading) -> Engine:
             name: getattr(loading, name)
             for name in ("dtype", "device_map", "revision", "max_pixels", "max_frames", "allow_url")
         }
+        options["text_tower"] = loading.text_tower
         return Engine.from_pretrained(source, cache=cache, **options)
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from foveate.engine.request import Answer
 
+_STAMPS = 8  # time stamps that one line shows
 FIGURES = (
     ("visual_tokens", "visual_tokens_kept"),
     ("prompt_tokens", "prompt_tokens"),
@@ -73,12 +74,36 @@ def summary(report: Report) -> str:
         parts.append(
             f"{report.visual_tokens_kept} of {report.visual_tokens_in} visual tokens{share}"
         )
+        parts += inside(report)
     parts.append(f"prompt {report.prompt_tokens} tokens")
     if report.ttft_ms is not None:
         parts.append(f"first token after {milliseconds(report.ttft_ms)}")
     if "decode" in report.ms:
         parts.append(f"decode {milliseconds(report.ms['decode'])}")
-    return ", ".join(parts)
+    return ", ".join([*parts, *stamps(report)])
+
+
+def inside(report: Report) -> list[str]:
+    """One line where visual tokens left inside the language model: how many its layers had."""
+    found = report.layers
+    if not found or (found[-1] == found[0] >= report.visual_tokens_kept):
+        return []
+    return [f"{report.tokens_by_layer:.0f} a layer on average, {found[-1]} in the last"]
+
+
+def stamps(report: Report) -> list[str]:
+    """When the frames of each video were taken: a line a video, or one for all where a model reads
+    frames as pictures. Times that are not known are left out.
+    """
+    known = [s.time_s for s in report.segments if s.time_s is not None]
+    if known and all(len(t) == 1 for t in known):
+        known = [tuple(t for (t,) in known)]
+    return [f"video at {_times(t)} s" for t in known]
+
+
+def _times(times: Sequence[float]) -> str:
+    shown = [f"{t:.3f}".rstrip("0").rstrip(".") for t in times]
+    return ", ".join(shown if len(shown) <= _STAMPS else [*shown[: _STAMPS - 2], "…", shown[-1]])
 
 
 def comparison(full: Answer, plan: Answer, plan_text: str, title: str) -> Table:
@@ -109,6 +134,9 @@ def counts(a: Report, b: Report) -> list[tuple[str, int, int]]:
         ("visual tokens kept", a.visual_tokens_kept, b.visual_tokens_kept),
         ("prompt tokens", a.prompt_tokens, b.prompt_tokens),
     ]
+    if inside(b):
+        one, two = round(a.tokens_by_layer), round(b.tokens_by_layer)
+        rows.insert(2, ("visual tokens a layer", one, two))
     if a.kv_bytes is not None and b.kv_bytes is not None:
         rows.append(("KV cache bytes", a.kv_bytes, b.kv_bytes))
     return rows

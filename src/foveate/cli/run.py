@@ -66,6 +66,7 @@ def run(
     feature_cache: Annotated[
         Path | None, typer.Option(help="Keep encoded pictures in this folder, for later questions.")
     ] = None,
+    text_tower: options.TextTower = None,
 ) -> int:  # fmt: skip
     """Answer a question about pictures or videos.
 
@@ -91,6 +92,7 @@ def run(
             allow_url,
             feature_cache,
             keep_features=chat,
+            text_tower=text_tower,
         )
     )
     if chat:
@@ -183,7 +185,8 @@ def _draw(
         except UnsupportedError as error:
             return error
         line = f"{answer.report.visual_tokens_kept} of {answer.report.visual_tokens_in} tokens kept"
-        panels.append(Panel(beside(shown), task.title, (line, answer.text)))
+        lines = (line, *record.inside(answer.report), answer.text)
+        panels.append(Panel(beside(shown), task.title, lines))
     if not panels:
         return InputError(f"{target} was not written: no request was answered")
     columns = min(3, len(panels))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from .canvas import Box
 from .evidence import evidence_kept, evidence_tokens
-from .tasks import samples
+from .tasks import Sample, samples
 
 if TYPE_CHECKING:
     from .reader import Reader
@@ -22,7 +23,8 @@ def cls_evidence(
     """Share of evidence tokens among the `keep` share of tokens with the highest CLS attention, by
     family and layer.
 
-    Attention is averaged over heads. A random choice would score `keep`.
+    Attention is averaged over heads. A random choice would score `keep`. Of several pictures the
+    one with the first evidence box counts.
     """
     tower = reader.model.model.vision_tower
     side = (
@@ -35,13 +37,12 @@ def cls_evidence(
     try:
         for family in families:
             tested = samples(family, "test", n, seed)
-            pixels = reader.processor.image_processor(
-                [s.image for s in tested], return_tensors="pt"
-            )
+            shown = [s.images[s.box_images[0]] for s in tested]
+            pixels = reader.processor.image_processor(shown, return_tensors="pt")
             layers = tower(
                 pixels["pixel_values"].to(reader.device), output_attentions=True
             ).attentions
-            masks = [evidence_tokens(s.boxes, s.image.size, (side, side)) for s in tested]
+            masks = [evidence_tokens(_boxes(s), s.image.size, (side, side)) for s in tested]
             found[family] = []
             for weights in layers:
                 order = (
@@ -56,3 +57,9 @@ def cls_evidence(
     finally:
         tower.set_attn_implementation(before)
     return found
+
+
+def _boxes(sample: Sample) -> list[Box]:
+    """The evidence boxes in the picture of the first."""
+    pairs = zip(sample.boxes, sample.box_images, strict=True)
+    return [box for box, at in pairs if at == sample.box_images[0]]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .looks import Look, glyph, ground, shape_mask
-from .words import COLOURS, GLYPHS, SHAPES, SIDE
+from .words import BOX_CELLS, COLOUR_LABELS, GLYPHS, SHAPE_LABELS, SIDE
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom lie outside."""
@@ -28,6 +28,21 @@ class Layer(IntEnum):
     SHAPE = 2
     COLOUR = 3
     WORD = 4
+    HEAD = 5
+    LEFT = 6
+    TOP = 7
+    RIGHT = 8
+    BOTTOM = 9
+
+
+EDGES = (Layer.LEFT, Layer.TOP, Layer.RIGHT, Layer.BOTTOM)
+"""Where the thing under a pixel ends, in cells plus one: what a box is read from."""
+
+
+def cells(box: Box) -> tuple[int, int, int, int]:
+    """A box in pixels as cells of the answer, rounded."""
+    left, top, right, bottom = (int(edge * BOX_CELLS / SIDE + 0.5) for edge in box)
+    return left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -52,12 +67,19 @@ class Ask:
     question: str
     answer: str
     boxes: tuple[Box, ...]
+    box_images: tuple[int, ...] = ()
+    metric: str = "exact"
+
+    @property
+    def pictures(self) -> tuple[int, ...]:
+        """The picture each box lies in; without `box_images` all lie in the first."""
+        return self.box_images or (0,) * len(self.boxes)
 
 
 @dataclass
 class Scene:
     """A finished drawing: its canvas, everything that may be asked, and what CLS should know about
-    it.
+    it. Several pictures are `parts`, each a scene of its own; `canvas` is then that of the first.
     """
 
     kind: str
@@ -66,6 +88,11 @@ class Scene:
     things: list[Thing] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     words: list[str] = field(default_factory=list)
+    parts: list[Scene] = field(default_factory=list)
+
+    def pages(self) -> list[Scene]:
+        """The scene of each picture, in order."""
+        return self.parts or [self]
 
 
 def pick(rng: np.random.Generator, items: tuple[Item, ...] | list[Item]) -> Item:
@@ -74,12 +101,14 @@ def pick(rng: np.random.Generator, items: tuple[Item, ...] | list[Item]) -> Item
 
 
 class Canvas:
-    """Pixels (side, side, 3) and labels (5, side, side) that are drawn on together."""
+    """Pixels (side, side, 3) and labels (layers, side, side) that are drawn on together."""
 
-    def __init__(self, rng: np.random.Generator, look: Look) -> None:
+    def __init__(
+        self, rng: np.random.Generator, look: Look, pixels: NDArray[np.float32] | None = None
+    ) -> None:
         self.rng = rng
         self.look = look
-        self.pixels = ground(rng, look)
+        self.pixels = ground(rng, look) if pixels is None else pixels
         self.labels: NDArray[np.uint8] = np.zeros((len(Layer), SIDE, SIDE), np.uint8)
         self.taken: list[Box] = []
 
@@ -147,13 +176,24 @@ class Canvas:
             x += advance
         return (start, top, min(x, SIDE), min(bottom, SIDE))
 
-    def stand(self, shape: str, colour: str, box: Box) -> Thing:
-        """Draw a shape into a square box."""
+    def stand(
+        self, shape: str, colour: str, box: Box, rgb: NDArray[np.float32] | None = None
+    ) -> Thing:
+        """Draw a shape into a square box, in `rgb` or a new shade of the colour."""
         left, top, right, _ = box
-        self.blend(shape_mask(shape, right - left), left, top, self.paint(colour))
-        self.mark(Layer.SHAPE, box, SHAPES.index(shape) + 1)
-        self.mark(Layer.COLOUR, box, COLOURS.index(colour) + 1)
+        shade = self.paint(colour) if rgb is None else rgb
+        self.blend(shape_mask(shape, right - left), left, top, shade)
+        self.name(shape, colour, box)
         return Thing(shape, colour, box)
+
+    def name(self, shape: str | None, colour: str | None, box: Box) -> None:
+        """Label a box with what stands in it and where it ends; None leaves a property out."""
+        if shape is not None:
+            self.mark(Layer.SHAPE, box, SHAPE_LABELS.index(shape) + 1)
+        if colour is not None:
+            self.mark(Layer.COLOUR, box, COLOUR_LABELS.index(colour) + 1)
+        for layer, edge in zip(EDGES, cells(box), strict=True):
+            self.mark(layer, box, edge + 1)
 
     def image(self) -> NDArray[np.uint8]:
         """The finished picture, (side, side, 3), with a little sensor noise."""

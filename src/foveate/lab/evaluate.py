@@ -1,25 +1,22 @@
 """Accuracy of a model on the lab's tasks, beside what a guesser reaches that never sees the
 picture.
 
-`python -m foveate.lab.evaluate --model DIR --n 100 --json`
+`evaluate` drives any function that answers; `foveate.lab.paired` compares plans on one model.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from foveate.core.errors import FoveateError, SettingError
+from foveate.core.errors import SettingError, nearest
 from foveate.measure.stats import wilson
 
-from .tasks import FAMILIES, Sample, family, samples
-from .words import COLOURS, KEYS, SHAPES
+from .score import is_right
+from .tasks import FAMILIES, SPLITS, Family, Sample, family, samples
+from .words import COLOUR_LABELS, SHAPE_LABELS, WORDS
 
 if TYPE_CHECKING:
     from .reader import Generate
@@ -27,6 +24,24 @@ if TYPE_CHECKING:
 PRIOR_SAMPLES = 300
 PRIOR_MINIMUM = 30
 FEW_OBJECTS = 3
+MAX_NEW_TOKENS = 16
+"""Longest answer asked for; the longest of the lab's answers takes fewer tokens of lab-nano."""
+
+LEVEL_NAMES = ("easy", "medium", "hard")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One family at one level: the unit of every table."""
+
+    family: str
+    group: str
+    level: int
+
+    @property
+    def title(self) -> str:
+        """The family, and its level where it is not the first."""
+        return self.family if self.level == 0 else f"{self.family}, {LEVEL_NAMES[self.level]}"
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,7 @@ class Row:
     interval.
 
     `prior` is the accuracy of the answer that is most frequent in training for the type of
-    question.
+    question. `few` and `many`: accuracy with up to three shapes in the picture and with more.
     """
 
     family: str
@@ -52,8 +67,8 @@ class Row:
 
 
 def question_type(question: str) -> str:
-    """A question with its colour, shape or key blanked: all that a blind guesser could count by."""
-    closed = {*COLOURS, *SHAPES, *KEYS}
+    """A question with its colours, shapes and keys blanked: all that a blind guesser could count by."""
+    closed = {*COLOUR_LABELS, *SHAPE_LABELS, *WORDS}
     return " ".join(
         "*" if word.strip("?") in closed else word.strip("?") for word in question.split()
     )
@@ -73,12 +88,70 @@ def blind_prior(tested: Sequence[Sample], seed: int = 0) -> float:
     for sample in tested:
         seen = counts[question_type(sample.question)]
         guess = (seen if seen.total() >= PRIOR_MINIMUM else overall).most_common(1)[0][0]
-        hits += guess == sample.answer
+        hits += is_right(sample, guess)
     return hits / len(tested)
 
 
 def _share(verdicts: Sequence[bool]) -> float | None:
     return sum(verdicts) / len(verdicts) if verdicts else None
+
+
+def cells(
+    families: Sequence[str] | None = None,
+    n: int = 100,
+    split: str = "test",
+    seed: int = 0,
+    levels: Sequence[int] = (0,),
+) -> list[Cell]:
+    """Every family at every level of `levels` that it has, without repetition; nothing is drawn.
+
+    Errors: SettingError for an unknown family (with the nearest names) or split, an empty list of
+    families, n below 1, a negative seed, or no level left.
+    """
+    if families is not None and not [name for name in families if name.strip()]:
+        raise SettingError(f"no family is named; known: {', '.join(FAMILIES)}")
+    if n < 1:
+        raise SettingError(f"n must be 1 or more, got {n}")
+    if seed < 0:
+        raise SettingError(f"seed must be 0 or more, got {seed}")
+    if split not in SPLITS:
+        raise SettingError(f"unknown split {split!r}: {nearest(split, SPLITS)}")
+    known: list[Family] = [family(name) for name in dict.fromkeys(families or FAMILIES)]
+    wanted = sorted(set(levels))
+    found = [Cell(k.name, k.group, level) for k in known for level in wanted if level < k.levels]
+    if not found or wanted[0] < 0:
+        names = ", ".join(k.name for k in known)
+        raise SettingError(f"no level of {wanted} exists for {names}; levels start at 0")
+    return found
+
+
+def check_drawable(todo: Sequence[Cell], split: str = "test") -> None:
+    """Draw one sample of each cell, as it is tested and as the prior needs it.
+
+    Errors: MissingExtraError where fonts or outside data are not installed.
+    """
+    for cell in todo:
+        samples(cell.family, split, 1, 0, cell.level)
+        samples(cell.family, "train", 1, 0, cell.level)
+
+
+def tally(tested: Sequence[Sample], verdicts: Sequence[bool], cell: Cell, prior: float) -> Row:
+    """The row of one cell: `verdicts` says which of the tested samples were answered right."""
+    interval = wilson(sum(verdicts), len(verdicts))
+    pairs = [(v, s.objects) for v, s in zip(verdicts, tested, strict=True) if s.kind == "shapes"]
+    return Row(
+        family=cell.family,
+        group=cell.group,
+        level=cell.level,
+        n=len(verdicts),
+        right=sum(verdicts),
+        accuracy=interval.estimate,
+        low=interval.low,
+        high=interval.high,
+        prior=prior,
+        few=_share([v for v, objects in pairs if objects <= FEW_OBJECTS]),
+        many=_share([v for v, objects in pairs if objects > FEW_OBJECTS]),
+    )
 
 
 def evaluate(
@@ -91,45 +164,16 @@ def evaluate(
 ) -> list[Row]:
     """Ask `generate` n samples of each family at each of its levels.
 
-    Errors: SettingError for an unknown family or split, an empty list of families, or n below 1.
+    Errors: those of `cells`; SettingError where `generate` gives another number of answers.
     """
-    names = list(FAMILIES) if families is None else list(families)
-    if not names:
-        raise SettingError(f"no family is named; known: {', '.join(FAMILIES)}")
-    todo = [
-        (known, level) for known in map(family, names) for level in levels if level < known.levels
-    ]
-    if not todo or min(levels) < 0:
-        raise SettingError(
-            f"no level of {list(levels)} exists for {', '.join(names)}; levels start at 0"
-        )
     rows: list[Row] = []
-    for known, level in todo:
-        tested = samples(known.name, split, n, seed, level)
-        answers = generate([s.image for s in tested], [s.question for s in tested])
+    for cell in cells(families, n, split, seed, levels):
+        tested = samples(cell.family, split, n, seed, cell.level)
+        answers = generate([s.images for s in tested], [s.question for s in tested])
         if len(answers) != len(tested):
             raise SettingError(f"generate gave {len(answers)} answers for {len(tested)} questions")
-        verdicts = [given == s.answer for given, s in zip(answers, tested, strict=True)]
-        interval = wilson(sum(verdicts), n)
-        low, high = interval.low, interval.high
-        pairs = [
-            (v, s.objects) for v, s in zip(verdicts, tested, strict=True) if s.kind == "shapes"
-        ]
-        rows.append(
-            Row(
-                family=known.name,
-                group=known.group,
-                level=level,
-                n=n,
-                right=sum(verdicts),
-                accuracy=sum(verdicts) / n,
-                low=low,
-                high=high,
-                prior=blind_prior(tested),
-                few=_share([v for v, objects in pairs if objects <= FEW_OBJECTS]),
-                many=_share([v for v, objects in pairs if objects > FEW_OBJECTS]),
-            )
-        )
+        verdicts = [is_right(s, given) for given, s in zip(answers, tested, strict=True)]
+        rows.append(tally(tested, verdicts, cell, blind_prior(tested)))
     return rows
 
 
@@ -147,57 +191,3 @@ def table(rows: Sequence[Row]) -> str:
             f"| {few} | {many} |"
         )
     return "\n".join(lines)
-
-
-LEVEL_NAMES = ("easy", "medium", "hard")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Command line; the last line of --json is one JSON object. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m foveate.lab.evaluate", description=__doc__)
-    parser.add_argument("--model", type=Path, help="model folder (default: the bundled lab-nano)")
-    parser.add_argument("--n", type=int, default=100, help="samples per family and level")
-    parser.add_argument(
-        "--family", action="append", help="one family; may be given again (default: all)"
-    )
-    parser.add_argument("--levels", default="0,1,2", help="levels, with commas")
-    parser.add_argument("--split", default="test")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object instead of a table"
-    )
-    options = parser.parse_args(arguments)
-    try:
-        try:
-            levels = [int(level) for level in options.levels.split(",")]
-        except ValueError as error:
-            raise SettingError(
-                f"--levels is {options.levels!r}; it must be numbers with commas"
-            ) from error
-        from .nano import nano_path
-        from .reader import Reader
-
-        folder = options.model or nano_path()
-        rows = evaluate(
-            Reader(folder), options.family, options.n, options.split, options.seed, levels
-        )
-    except FoveateError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if options.json:
-        print(
-            json.dumps(
-                {
-                    "model": str(folder),
-                    "split": options.split,
-                    "rows": [asdict(row) for row in rows],
-                }
-            )
-        )
-    else:
-        print(table(rows))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

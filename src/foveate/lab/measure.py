@@ -15,17 +15,21 @@ from .batches import IGNORED, Batch, Packer, draw_scenes
 from .canvas import Layer
 from .losses import answer_logits, dense_loss
 from .network import Heads, see
+from .score import box_right
 from .tasks import stream
+from .words import DIGITS, KINDS
 
 if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration
 
-ASKED_KINDS = ("shapes", "bars", "print", "form")
+ASKED_KINDS = tuple(kind for kind in KINDS if kind != "page")
 CHUNK = 16
 
 
 def dev_batches(packer: Packer, pictures: int, kinds: Iterable[str]) -> dict[str, list[Batch]]:
-    """Easy dev pictures of each of the kinds that has questions, always the same ones."""
+    """About `pictures` easy dev pictures of each of the kinds that has questions, always the same
+    ones.
+    """
     out: dict[str, list[Batch]] = {}
     for kind in sorted(set(kinds) & set(ASKED_KINDS)):
         rng = stream("dev", kind, 0, 0)
@@ -56,7 +60,8 @@ def dev_figures(
                 right["form.key_on_value"].append(_key_on_value(heads, seen, batch))
             if answers:
                 logits, targets = answer_logits(model, seen, batch)
-                for family, hit in score(batch, logits.argmax(-1) == targets):
+                given = logits.argmax(-1)
+                for family, hit in score(batch, given == targets, given):
                     right[family].append(float(hit))
     return {name: round(float(np.mean(values)), 3) for name, values in sorted(right.items())}
 
@@ -74,12 +79,27 @@ def _key_on_value(heads: Heads, seen: torch.Tensor, batch: Batch) -> float:
     return float((logits.argmax(-1) == truth)[value].float().mean())
 
 
-def score(batch: Batch, token_right: torch.Tensor) -> list[tuple[str, bool]]:
-    """Family and verdict of each packed question: right when every token of its answer is."""
+def score(
+    batch: Batch, token_right: torch.Tensor, given: torch.Tensor | None = None
+) -> list[tuple[str, bool]]:
+    """Family and verdict of each packed question: right when every token of its answer is.
+
+    With `given`, the ids at the answer positions, a box is judged by its overlap, each digit given
+    the true ones before it.
+    """
     full = torch.ones_like(batch.targets, dtype=torch.bool)
     full[batch.targets != IGNORED] = token_right
-    return [
-        (ask.family, bool(full[i][batch.segment[i] == j].all()))
-        for i, asks in enumerate(batch.asks)
-        for j, ask in enumerate(asks)
-    ]
+    said = batch.targets.clone()
+    if given is not None:
+        said[batch.targets != IGNORED] = given
+    digit = {int(entry): char for entry, char in zip(batch.digits, DIGITS, strict=True)}
+    out: list[tuple[str, bool]] = []
+    for i, asks in enumerate(batch.asks):
+        for j, ask in enumerate(asks):
+            mine = (batch.segment[i] == j) & (batch.targets[i] != IGNORED)
+            right = bool(full[i][mine].all())
+            if ask.metric == "iou" and given is not None:
+                text = "".join(digit.get(int(entry), "") for entry in said[i][mine])
+                right = box_right(text, ask.boxes[0])
+            out.append((ask.family, right))
+    return out

@@ -1,4 +1,4 @@
-"""Where the bundled model lies."""
+"""Where the bundled models lie."""
 
 from __future__ import annotations
 
@@ -17,7 +17,19 @@ def nano_path() -> Path:
 
     Errors: CheckpointError when a file of it is missing or its weights are cut short.
     """
-    folder = Path(__file__).parent / "weights" / "lab-nano"
+    return _bundled("lab-nano")
+
+
+def pair_path() -> Path:
+    """The folder of lab-pair, the small sibling of lab-nano with its tokenizer and visual layout.
+
+    Errors: as `nano_path`.
+    """
+    return _bundled("lab-pair")
+
+
+def _bundled(name: str) -> Path:
+    folder = Path(__file__).parent / "weights" / name
     check_folder(folder)
     return folder
 
@@ -33,6 +45,19 @@ def check_folder(folder: Path) -> None:
             "reinstall the package or train it with `python -m foveate.lab.train`"
         )
     check_safetensors(folder / "model.safetensors")
+
+
+def check_model(folder: Path) -> None:
+    """Refuse a model folder that lacks its config, has no safetensors, or whose weights are cut
+    short; nothing is loaded.
+
+    Errors: CheckpointError.
+    """
+    from foveate.engine.loading import check_folder as check_files
+
+    check_files(folder)
+    for file in sorted(folder.glob("*.safetensors")):
+        check_safetensors(file)
 
 
 def check_safetensors(file: Path) -> None:

@@ -4,27 +4,50 @@ train it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from .canvas import MAX_SLOT, Layer
+from .canvas import EDGES, MAX_SLOT, Layer
 from .recipe import Geometry
 from .tasks.bars import VALUE_OFFSET
-from .tokenizer import BOS, EOS, IMAGE, PAD
-from .words import COLOURS, DIGITS, GLYPHS, KINDS, MAX_BAR, MAX_OBJECTS, SHAPES, SIDE, WORDS
+from .tokenizer import BOS, EOS, IMAGE, MAX_LENGTH, PAD
+from .words import (
+    BOX_CELLS,
+    COLOUR_LABELS,
+    DIGITS,
+    GLYPHS,
+    KINDS,
+    MAX_BAR,
+    MAX_OBJECTS,
+    NOTES,
+    SHAPE_LABELS,
+    SIDE,
+    WORDS,
+)
 
 PLANE_SIZES = {
     Layer.GLYPH: len(GLYPHS) + 1,
     Layer.SLOT: MAX_SLOT + 1,
-    Layer.SHAPE: len(SHAPES) + 1,
-    Layer.COLOUR: len(COLOURS) + 1,
-    Layer.WORD: VALUE_OFFSET + MAX_BAR + 1,
+    Layer.SHAPE: len(SHAPE_LABELS) + 1,
+    Layer.COLOUR: len(COLOUR_LABELS) + 1,
+    Layer.WORD: VALUE_OFFSET + MAX_BAR + len(NOTES) + 1,
+    Layer.HEAD: len(WORDS) + 1,
+    **{edge: BOX_CELLS + 2 for edge in EDGES},
 }
 """Classes of each label plane, background included."""
 
 CLS_GLYPHS = [char for char in GLYPHS if char.isupper() or char in DIGITS]
-CLS_SIZES = (len(COLOURS), len(SHAPES), len(KINDS), MAX_OBJECTS + 1, len(CLS_GLYPHS), len(WORDS))
+CLS_SIZES = (
+    len(COLOUR_LABELS),
+    len(SHAPE_LABELS),
+    len(KINDS),
+    MAX_OBJECTS + 1,
+    len(CLS_GLYPHS),
+    len(WORDS),
+)
 """What CLS must know: colours, shapes, kind of picture, number of things, characters and words
 present.
 """
@@ -71,7 +94,7 @@ def build(
         num_hidden_layers=geometry.text_layers,
         num_attention_heads=geometry.text_heads,
         num_key_value_heads=geometry.text_heads,
-        max_position_embeddings=1024,
+        max_position_embeddings=MAX_LENGTH,
         tie_word_embeddings=True,
         pad_token_id=PAD,
         bos_token_id=BOS,
@@ -143,3 +166,26 @@ def see(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     states = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
     found: Tensor = states[model.config.vision_feature_layer]
     return found
+
+
+def attend_in_float32(model: LlavaForConditionalGeneration) -> None:
+    """Let attention compute in float32 under autocast, in place.
+
+    Without bfloat16 matrix units the CPU's bfloat16 attention takes several times as long as that
+    of float32, above all backward: it was half of a training step.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **options: Any
+    ) -> tuple[Tensor, None]:
+        with torch.autocast(query.device.type, enabled=False):
+            parts = (part.float() for part in (query, key, value))
+            out = sdpa_attention_forward(module, *parts, *rest, **options)[0]
+        return out.to(query.dtype), None
+
+    AttentionInterface.register("lab_float32", forward)
+    AttentionMaskInterface.register("lab_float32", sdpa_mask)
+    model.set_attn_implementation("lab_float32")

@@ -1,83 +1,91 @@
-"""A vision-language model as a plain function: pictures and questions in, answers out."""
+"""A vision-language model that answers the lab's samples, through the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
 from PIL import Image
 
-from foveate.core.errors import CheckpointError, InputError
+from foveate.core.errors import InputError
+from foveate.core.plan import Plan
+from foveate.engine.engine import Engine
+from foveate.engine.prompt import chat_text
+from foveate.engine.request import Answer, Request
 
-from .nano import check_safetensors
+from .evaluate import MAX_NEW_TOKENS
+from .nano import check_model
+from .tasks import Sample
 
-Generate = Callable[[Sequence[Image.Image], Sequence[str]], list[str]]
-"""What the evaluator drives: one answer for each picture and question."""
+Pictures = Image.Image | Sequence[Image.Image]
+"""The picture or the pictures of one question."""
+
+Generate = Callable[[Sequence[Sequence[Image.Image]], Sequence[str]], list[str]]
+"""What the evaluator drives: one answer for the pictures and the words of each question."""
+
+
+def request_of(sample: Sample) -> Request:
+    """A sample as the engine takes it; several pictures stay in order."""
+    return Request(sample.question, images=list(sample.images))
+
+
+def ask(
+    engine: Engine,
+    tested: Sequence[Sample],
+    plan: str | Plan | None = None,
+    *,
+    batch_size: int = 16,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """The engine's greedy answers to samples, in order; an answer may carry an error of its own.
+
+    `batch_size` counts pictures: samples of several pictures run in smaller batches.
+    """
+    most = max((len(sample.images) for sample in tested), default=1)
+    return engine.generate(
+        [request_of(sample) for sample in tested],
+        plan,
+        batch_size=max(1, batch_size // most),
+        max_new_tokens=max_new_tokens,
+        progress=progress,
+    )
 
 
 class Reader:
-    """A local model folder, asked greedily in batches. Calling it is a `Generate`."""
+    """A local model folder, asked greedily in batches. Calling it is a `Generate`.
 
-    def __init__(self, folder: Path, batch: int = 25, device: str = "cpu") -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+    Errors: CheckpointError for a folder that is missing something or cut short, UnsupportedError
+    for a model that takes no pictures.
+    """
 
+    def __init__(self, folder: Path, batch: int = 25) -> None:
         if batch < 1:
             raise InputError(f"batch must be 1 or more, got {batch}")
-        if not (folder / "config.json").is_file():
-            raise CheckpointError(
-                f"{folder} has no config.json: name the folder of a vision-language model"
-            )
-        weights = sorted(folder.glob("*.safetensors"))
-        if not weights:
-            raise CheckpointError(
-                f"{folder} has no safetensors weights; other formats are not read"
-            )
-        for file in weights:
-            check_safetensors(file)
-        try:
-            self.processor = AutoProcessor.from_pretrained(folder)
-            self.model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True)
-        except (ValueError, KeyError, OSError) as error:
-            raise CheckpointError(
-                f"{folder} is no vision-language model that can be loaded: {error}"
-            ) from error
-        if not hasattr(self.processor, "image_processor"):
-            raise CheckpointError(
-                f"{folder} has no image processor: it is no vision-language model"
-            )
-        self.model.to(device).eval()
+        check_model(folder)
+        self.engine = Engine.from_pretrained(folder)
+        self.model = self.engine.model
+        self.processor = self.engine.processor
+        self.device = self.model.device
         self.batch = batch
-        self.device = device
 
-    def prompt(self, question: str) -> str:
-        """The chat prompt of one picture and one question."""
-        content = [{"type": "image"}, {"type": "text", "text": question}]
-        turn = [{"role": "user", "content": content}]
-        return str(
-            self.processor.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-        )
+    def prompt(self, question: str, pictures: int = 1) -> str:
+        """The chat prompt of one question about a number of pictures."""
+        return chat_text(self.processor, Request(question), pictures, 0)
 
-    @torch.no_grad()
-    def __call__(self, images: Sequence[Image.Image], questions: Sequence[str]) -> list[str]:
+    def __call__(self, images: Sequence[Pictures], questions: Sequence[str]) -> list[str]:
         if len(images) != len(questions):
             raise InputError(
                 f"{len(images)} pictures for {len(questions)} questions: there must be one for each"
             )
-        answers: list[str] = []
-        for at in range(0, len(images), self.batch):
-            part = slice(at, at + self.batch)
-            inputs = self.processor(
-                images=list(images[part]),
-                text=[self.prompt(question) for question in questions[part]],
-                padding=True,
-                padding_side="left",
-                add_special_tokens=False,
-                return_tensors="pt",
-            ).to(self.device)
-            out = self.model.generate(**inputs, do_sample=False, max_new_tokens=8)
-            new = out[:, inputs["input_ids"].shape[1] :]
-            answers += [
-                text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)
-            ]
-        return answers
+        requests = [
+            Request(question, images=[shown] if isinstance(shown, Image.Image) else list(shown))
+            for shown, question in zip(images, questions, strict=True)
+        ]
+        answers = self.engine.generate(
+            requests, batch_size=self.batch, max_new_tokens=MAX_NEW_TOKENS
+        )
+        for answer in answers:
+            if answer.error is not None:
+                raise answer.error
+        return [answer.text for answer in answers]

@@ -125,6 +125,14 @@ class Recipe(_Checked):
     save_every: float = _number(0.0, 1e7, 60.0)
     measure_every: float = _number(0.0, 1e7, 300.0)
     measure_pictures: int = _number(1, 10**5, 32)
+    bfloat16: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.bfloat16, bool):
+            raise SettingError(
+                f"recipe field bfloat16 is {self.bfloat16!r}; it must be true or false"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain values, for checkpoints and the model card."""

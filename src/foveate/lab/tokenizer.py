@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .words import SIDE, vocabulary
+from .words import ORDINALS, SIDE, vocabulary
 
 if TYPE_CHECKING:
     from transformers import LlavaProcessor, PreTrainedTokenizerFast
@@ -13,7 +13,12 @@ PAD, BOS, EOS, IMAGE = range(4)
 SPECIALS = ("<pad>", "<s>", "</s>", "<image>")
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.28
 
-CHAT_TEMPLATE = """\
+MAX_LENGTH = 16384
+"""Tokens of a prompt: 64 pictures of 196 tokens and more."""
+
+CHAT_TEMPLATE = (
+    f"{{%- set ordinals = {list(ORDINALS)} -%}}"
+    + """
 {{- bos_token -}}
 {%- for message in messages -%}
 {%- if message['content'] is string -%}
@@ -21,7 +26,12 @@ CHAT_TEMPLATE = """\
 {%- else -%}
 {%- set parts = message['content'] -%}
 {%- endif -%}
-{%- for part in parts if part['type'] == 'image' -%}<image>{%- endfor -%}
+{%- for part in parts if part['type'] == 'image' -%}
+{%- if loop.length > 4 -%}{{- ' ' + ordinals[loop.index0 * 4 // loop.length] -}}
+{%- elif loop.length > 1 -%}{{- ' ' + ordinals[loop.index0] -}}
+{%- endif -%}
+<image>
+{%- endfor -%}
 {%- for part in parts if part['type'] == 'text' -%}
 {%- if message['role'] == 'assistant' -%}
 {%- if part['text'][0] in 'abcdefghijklmnopqrstuvwxyz' -%}{{- ' ' -}}{%- endif -%}
@@ -32,8 +42,9 @@ CHAT_TEMPLATE = """\
 {%- endfor -%}
 {%- endfor -%}
 """
-"""A question follows the picture after one blank, in lower case without its question mark; the
-answer follows at once.
+)
+"""A question follows the pictures after one blank, in lower case without its question mark; the
+answer follows at once. Of several pictures each comes behind its ordinal, see `words.quarter`.
 """
 
 
@@ -70,7 +81,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="</s>",
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
-        model_max_length=1024,
+        model_max_length=MAX_LENGTH,
         clean_up_tokenization_spaces=False,
     )
 

@@ -1,8 +1,9 @@
-"""Train lab-nano from scratch: `python -m foveate.lab.train --recipe FILE --out DIR`.
+"""Train lab-nano from scratch: `python -m foveate.lab.train --recipe FILE --out DIR`. With `--start
+MODEL --stage NAME` it goes on from the weights of a model folder at that stage of the recipe.
 
 Every picture of a step comes from the random stream (seed, stage, step), so a run that was killed
-and resumed goes on with exactly the pictures and weights of an uninterrupted one. Float32 on a CPU,
-bfloat16 autocast on a GPU.
+and resumed goes on with exactly the pictures and weights of an uninterrupted one. Matrix products are
+in bfloat16 on a GPU, and on a CPU where the recipe says so; weights and optimiser stay in float32.
 """
 
 from __future__ import annotations
@@ -21,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from foveate.core.errors import CheckpointError, FoveateError
+from foveate.core.errors import CheckpointError, FoveateError, SettingError, nearest
 
 from . import checkpoint
 from .batches import Batch, Packer, draw_scenes
 from .losses import WordTable, aligned_loss, answer_logits, dense_loss, drawn_first
 from .measure import dev_batches, dev_figures
-from .network import build, see
+from .network import attend_in_float32, build, see
 from .recipe import PACKAGED, Recipe, Stage, load
 from .tokenizer import build_tokenizer
+from .warm import warm_start
 
 AVERAGE = 0.98
 PROGRESS_S = 20.0
@@ -41,7 +43,12 @@ class Trainer:
     """One run in one folder: `state.pt` (resume), `log.jsonl` (figures)."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, say: Callable[[str], None] | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        say: Callable[[str], None] | None = None,
+        start: Path | None = None,
+        stage: str | None = None,
     ) -> None:
         self.recipe, self.folder = recipe, folder
         self.say = say or (lambda line: print(line, file=sys.stderr, flush=True))
@@ -52,15 +59,18 @@ class Trainer:
         self.packer = Packer(self.tokenizer, recipe.model.patch)
         model, heads = build(recipe.model, len(self.tokenizer), recipe.seed)
         self.model, self.heads = model.to(self.device), heads.to(self.device)
+        if recipe.bfloat16 and self.device.type == "cpu":
+            attend_in_float32(self.model)
         self.table = WordTable(self.tokenizer).to(self.device)
         self.stage, self.step, self.elapsed_s, self.total_s = 0, 0, 0.0, 0.0
         self.optimiser: torch.optim.AdamW | None = None
         self.averages: dict[str, float] = {}
-        self._resume()
+        self._resume(start, stage)
 
-    def _resume(self) -> None:
+    def _resume(self, start: Path | None, stage: str | None) -> None:
         state = checkpoint.load(self.folder)
         if state is None:
+            self._start(start, stage)
             return
         if state.recipe != self.recipe.to_dict():
             raise CheckpointError(
@@ -77,6 +87,16 @@ class Trainer:
         self.say(
             f"resumed at stage {self.stage + 1} of {len(self.recipe.stages)}, step {self.step}"
         )
+
+    def _start(self, start: Path | None, stage: str | None) -> None:
+        names = [known.name for known in self.recipe.stages]
+        if stage is not None:
+            if stage not in names:
+                raise SettingError(f"unknown stage {stage!r}: {nearest(stage, names)}")
+            self.stage = names.index(stage)
+        if start is not None:
+            fresh = warm_start(self.model, self.tokenizer, start)
+            self.say(f"weights of {start.name}; {fresh} rows of the embedding start anew")
 
     def _save(self) -> None:
         state = checkpoint.State(
@@ -129,7 +149,7 @@ class Trainer:
         batch = self.packer.pack(
             rng, draw_scenes(rng, stage.mix, stage.batch, stage.easy), stage.questions
         )
-        noise = rng.random((stage.batch, batch.planes.shape[-1]), np.float32)
+        noise = rng.random((len(batch.planes), batch.planes.shape[-1]), np.float32)
         return batch.to(self.device), torch.from_numpy(noise).to(self.device)
 
     def loss(
@@ -164,7 +184,8 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = stage.lr * rate * group["scale"]
         batch, noise = self.batch(self.stage, self.step)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda"):
+        fast = self.device.type == "cuda" or self.recipe.bfloat16
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast):
             total, figures = self.loss(stage, batch, noise, share)
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
@@ -241,9 +262,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder of the run; resumes what it holds"
     )
+    parser.add_argument("--start", type=Path, help="model folder whose weights a new run takes")
+    parser.add_argument("--stage", help="stage of the recipe at which a new run starts")
     options = parser.parse_args(arguments)
     try:
-        trainer = Trainer(load(options.recipe), options.out)
+        recipe = load(options.recipe)
+        trainer = Trainer(recipe, options.out, start=options.start, stage=options.stage)
         trainer.run()
     except FoveateError as error:
         print(f"error: {error}", file=sys.stderr)

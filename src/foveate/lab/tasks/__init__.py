@@ -5,7 +5,7 @@ numpy only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
@@ -15,13 +15,15 @@ from foveate.core.errors import SettingError, nearest
 
 from ..canvas import Ask, Box, Scene, pick
 from ..looks import TEST_LOOK, TRAIN_LOOK, Look
-from . import bars, coarse, form, large_print, place
+from . import album, bars, coarse, easyvqa, form, frames, large_print, line, numbers, place, scene
+from . import table as tables
 
 Draw = Callable[[np.random.Generator, Look, int], Scene]
+DrawRow = Callable[[np.random.Generator, Look, int, int], Scene]
 
 SPLITS: dict[str, tuple[int, Look]] = {
     "train": (1, TRAIN_LOOK),
-    "dev": (2, TRAIN_LOOK),
+    "dev": (2, replace(TRAIN_LOOK, name="dev")),
     "test": (3, TEST_LOOK),
 }
 """Stream number and look of each split. dev looks like train and serves as the gate while training.
@@ -33,8 +35,26 @@ DRAWERS: dict[str, Draw] = {
     "print": large_print.draw,
     "form": form.draw,
     "page": large_print.draw_page,
+    "scene": scene.draw,
+    "line": line.draw,
+    "table": tables.draw,
+    "numbers": numbers.draw,
+    "easyvqa": easyvqa.draw,
 }
 """How to draw each kind of picture."""
+
+ROWS: dict[str, DrawRow] = {"album": album.draw, "frames": frames.draw}
+"""How to draw each kind of several pictures, given how many; for training."""
+
+ALONE: dict[str, Draw] = {
+    "which": album.draw_which,
+    "changed": album.draw_changed,
+    "sum": album.draw_sum,
+    "needle": album.draw_needle,
+    "when": frames.draw,
+    "appeared": frames.draw,
+}
+"""How to draw several pictures that hold a question of a family, at each of its levels."""
 
 
 @dataclass(frozen=True)
@@ -51,30 +71,52 @@ class Family:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture (mode RGB), one question, its exact answer and the evidence boxes in pixels."""
+    """One or several pictures (mode RGB), one question, its exact answer and the evidence boxes in
+    pixels.
 
-    image: Image.Image
+    `box_images` names the picture of each box. `metric` says how an answer is judged
+    (`score.is_right`): "exact", or "iou" for the box of a thing.
+    """
+
+    images: tuple[Image.Image, ...]
     question: str
     answer: str
     boxes: tuple[Box, ...]
+    box_images: tuple[int, ...]
+    metric: str
     kind: str
     family: str
     level: int
     objects: int
 
+    @property
+    def image(self) -> Image.Image:
+        """The first picture."""
+        return self.images[0]
+
 
 def _families() -> dict[str, Family]:
-    rows = [
-        (coarse, "coarse", "shapes", 1),
-        (place, "place", "shapes", 1),
-        (bars, "fine", "bars", 3),
-        (large_print, "fine", "print", 3),
-        (form, "fine", "form", 3),
+    rows: list[tuple[tuple[str, ...], str, str, int]] = [
+        (coarse.FAMILIES, "coarse", "shapes", 1),
+        (place.FAMILIES, "place", "shapes", 1),
+        (scene.PLACE_FAMILIES, "place", "scene", 1),
+        (bars.FAMILIES, "fine", "bars", 3),
+        (line.FAMILIES, "fine", "line", 3),
+        (large_print.FAMILIES, "fine", "print", 3),
+        (form.FAMILIES, "fine", "form", 3),
+        (tables.FAMILIES, "fine", "table", 3),
+        (("which", "changed"), "several", "album", 1),
+        (("sum",), "several", "album", 2),
+        (("needle",), "several", "album", len(album.NEEDLE_PICTURES)),
+        (frames.FAMILIES, "time", "frames", len(frames.FRAMES)),
+        (scene.PROBE_FAMILIES, "probe", "scene", 1),
+        (numbers.FAMILIES, "probe", "numbers", 3),
+        (easyvqa.FAMILIES, "outside", "easyvqa", 1),
     ]
     return {
         name: Family(name, group, kind, levels)
-        for module, group, kind, levels in rows
-        for name in module.FAMILIES
+        for names, group, kind, levels in rows
+        for name in names
     }
 
 
@@ -108,24 +150,26 @@ def iterate(name: str, split: str, seed: int = 0, level: int = 0) -> Iterator[Sa
     while True:
         rng = stream(split, f"{name}/{level}", seed, index)
         index += 1
-        scene = DRAWERS[known.kind](rng, SPLITS[split][1], level)
-        asks = [ask for ask in scene.asks if ask.family == name]
+        draw = ALONE.get(name) or DRAWERS[known.kind]
+        drawn = draw(rng, SPLITS[split][1], level)
+        asks = [ask for ask in drawn.asks if ask.family == name]
         if asks:
-            yield sample(scene, pick(rng, asks), level)
+            yield sample(drawn, pick(rng, asks), level)
 
 
-def sample(scene: Scene, ask: Ask, level: int) -> Sample:
+def sample(drawn: Scene, ask: Ask, level: int) -> Sample:
     """A scene and one of its questions as a sample."""
-    picture = scene.canvas.picture()
     return Sample(
-        picture,
-        ask.question,
-        ask.answer,
-        ask.boxes,
-        scene.kind,
-        ask.family,
-        level,
-        len(scene.things),
+        images=tuple(page.canvas.picture() for page in drawn.pages()),
+        question=ask.question,
+        answer=ask.answer,
+        boxes=ask.boxes,
+        box_images=ask.pictures,
+        metric=ask.metric,
+        kind=drawn.kind,
+        family=ask.family,
+        level=level,
+        objects=len(drawn.things),
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..canvas import Ask, Box, Canvas, Layer, Scene
 from ..looks import Floats, Look, text_width
-from ..words import COLOURS, KEYS, SIDE, SIGNS
+from ..words import COLOURS, KEYS, MAX_BAR, NOTES, SIDE, SIGNS
 
 FAMILIES = ("bar",)
 UNITS_PX = (10, 8, 4)
@@ -17,6 +17,11 @@ TOPS = (9, 9, 19)
 
 VALUE_OFFSET = len(KEYS) + len(SIGNS)
 """Bar values follow the written words in the word plane: value v is stored as VALUE_OFFSET + v."""
+
+
+def note(word: str) -> int:
+    """Label of a note in the word plane, behind the bar values."""
+    return VALUE_OFFSET + MAX_BAR + NOTES.index(word) + 1
 
 
 def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
@@ -30,7 +35,7 @@ def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
     base = SIDE - int(rng.integers(5, SIDE - top * unit - 6))
     left = 16 + int(rng.integers(0, max(1, SIDE - 18 - count * (width + gap))))
     ink = canvas.ink()
-    axis = _axis(canvas, base, unit, top, ink)
+    axis = draw_axis(canvas, base, unit, top, ink)
     asks: list[Ask] = []
     for colour in colours:
         value = int(rng.integers(1, top + 1))
@@ -44,7 +49,7 @@ def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
     return Scene("bars", canvas, asks)
 
 
-def _axis(canvas: Canvas, base: int, unit: int, top: int, ink: Floats) -> list[Box]:
+def draw_axis(canvas: Canvas, base: int, unit: int, top: int, ink: Floats) -> list[Box]:
     """Grid lines and labels at every five; the boxes of the labels are evidence for each bar."""
     font = canvas.look.fonts[int(canvas.rng.integers(len(canvas.look.fonts)))]
     found: list[Box] = []

@@ -15,17 +15,23 @@ SIZES_PX = ((16, 20), (13, 15), (10, 12))
 ROWS = ((2, 4), (3, 5), (4, 6))
 
 
-def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
-    """A form of two to six rows; in the word plane the whole row carries its key."""
+def draw(rng: np.random.Generator, look: Look, level: int, total: str | None = None) -> Scene:
+    """A form of two to six rows; in the word plane the whole row carries its key. With `total` one
+    row is the total of a receipt and has that value.
+    """
     canvas = Canvas(rng, look)
     font, ink = pick(rng, look.fonts), canvas.ink()
     size = int(rng.integers(SIZES_PX[level][0], SIZES_PX[level][1] + 1))
     rows = int(rng.integers(ROWS[level][0], ROWS[level][1] + 1))
     keys = [KEYS[int(i)] for i in rng.permutation(len(KEYS))[:rows]]
+    if total is not None and "total" not in keys:
+        keys[int(rng.integers(rows))] = "total"
     while max(text_width(font, size, key + ":00") for key in keys) + size // 2 > SIDE - 6:
         size -= 1
     line = int(size * 1.25)
     rows = min(rows, (SIDE - 4) // line)
+    if total is not None and "total" not in keys[:rows]:
+        keys[0], keys[keys.index("total")] = "total", keys[0]
     step = int(rng.integers(line, max(line + 1, (SIDE - 4) // rows)))
     y = int(rng.integers(1, max(2, SIDE - 2 - step * rows)))
     left = int(rng.integers(2, 8))
@@ -35,6 +41,8 @@ def draw(rng: np.random.Generator, look: Look, level: int) -> Scene:
     texts: list[str] = []
     for key in keys[:rows]:
         value = "".join(pick(rng, list(DIGITS)) for _ in range(2))
+        if total is not None and key == "total":
+            value = total
         name = canvas.write(key + ":", left, y, font, size, ink, slots=False)
         x = max(name[2], left + column) + size // 3
         x = min(x, SIDE - 1 - text_width(font, size, value))

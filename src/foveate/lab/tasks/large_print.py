@@ -10,7 +10,11 @@ from ..words import CODE_CHARS, DIGITS, LOWER, SIDE, WORDS
 from . import coarse
 from .place import ask_where
 
-FAMILIES = ("code", "word")
+FAMILIES = ("code",)
+"""Words are asked too, as practice: one of two dozen known words can be told from any patch of it, so
+that a word measures nothing that a code does not.
+"""
+
 SIZES_PX = ((20, 27), (15, 19), (11, 14))
 """Font sizes in pixels, easy to hard."""
 
