@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.core import arrays
+from foveate.core import _cover, arrays
 from foveate.core.errors import InputError, NonFiniteError
 from foveate.core.views import Reduction
 
@@ -241,24 +241,68 @@ def test_every_greedy_choice_is_the_same_with_and_without_the_matrix(style: str)
     quality = np.random.default_rng(5).random(90)
     dense, rows = arrays.Similarity(x), arrays.Similarity(x, gram_tokens=0)
     assert dense.dense is not None and rows.dense is None
-    gains = []
     for s in (dense, rows):
-        gains.append(np.concatenate([np.maximum(b, 0).sum(axis=1) for _, b in s.blocks()]))
         assert s.sums().tolist() == dense.sums().tolist()
         assert s.neighbour().tolist() == dense.neighbour().tolist()
+        whole = np.zeros((90, 90), dtype=np.int32)
+        for a, strip in s.upper():
+            whole[a : a + strip.shape[0], a:] = strip
+        assert np.array_equal(np.triu(whole), np.triu(dense.dense))
     for choose in (
-        lambda s, g: arrays.greedy_mmr(s, quality, 0.4, 30),
-        lambda s, g: arrays.greedy_dpp(s, quality, 30),
-        lambda s, g: arrays.greedy_cover(s.rows, g, 30, quality),
+        lambda s: arrays.greedy_mmr(s, quality, 0.4, 30),
+        lambda s: arrays.greedy_dpp(s, quality, 30),
+        lambda s: arrays.greedy_cover(s.rows, s.row, gains(s.rows(np.arange(90))), 30, quality),
     ):
-        left, right = choose(dense, gains[0]), choose(rows, gains[1])
+        left, right = choose(dense), choose(rows)
         assert left.tolist() == right.tolist()
         assert np.unique(left).size == 30
 
 
+def gains(u: np.ndarray) -> np.ndarray:
+    return np.maximum(u, 0).sum(axis=0, dtype=np.int64)
+
+
+def plain_cover(u: np.ndarray, quality: np.ndarray, k: int) -> list[int]:
+    """Every gain anew at every step, in units of 2**-32 of the largest first one."""
+    n = u.shape[1]
+    cover, chosen = np.zeros(len(u), dtype=np.int64), []
+    peak = float((gains(u) * quality).max())
+    while len(chosen) < k:
+        free = [j for j in range(n) if j not in chosen]
+        value = {}
+        for j in free:
+            gain = int(np.maximum(u[:, j].astype(np.int64) - cover, 0).sum())
+            value[j] = round(gain * quality[j] * 2.0**32 / peak) if peak > 0 else 0
+        chosen.append(max(free, key=lambda j: (value[j], -j)))
+        cover = np.maximum(cover, u[:, chosen[-1]])
+    return chosen
+
+
+@settings(max_examples=120, deadline=None)
+@given(**CASES, extra=st.integers(0, 3), share_held=st.sampled_from([1, 3, 25]))
+def test_greedy_cover_equals_the_full_computation(
+    seed: int, n: int, d: int, style: str, share: float, extra: int, share_held: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    u = rng.integers(-50, 100, (n, n)).astype(np.int32)
+    if style != "float":  # columns and rows that are equal
+        same = rng.integers(0, max(1, n // 3), n)
+        u = u[same][:, same]
+    more = rng.integers(0, 2**40, (extra, n))
+    quality = np.round(rng.random(n), 2) if d % 2 else np.ones(n)
+    k = max(1, int(n * share))
+    full = np.concatenate([u.astype(np.int64), more])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cover, "ROW_SHARE", share_held)
+        patch.setattr(_cover, "_FETCH_STEP", 4)
+        found = arrays.greedy_cover(
+            lambda index: u[index], lambda j: u[:, j], gains(full), k, quality, more
+        )
+    assert found.tolist() == plain_cover(full, quality, k)
+
+
 def test_greedy_cover_goes_on_when_all_is_covered() -> None:
-    x = np.ones((5, 3), np.float32)
-    s = arrays.Similarity(x)
-    gain = np.maximum(s.dense, 0).sum(axis=1)
-    assert arrays.greedy_cover(s.rows, gain, 4).tolist() == [0, 1, 2, 3]
-    assert arrays.greedy_cover(s.rows, np.zeros(5), 2).tolist() == [0, 1]
+    s = arrays.Similarity(np.ones((5, 3), np.float32))
+    gain = gains(s.dense)
+    assert arrays.greedy_cover(s.rows, s.row, gain, 4).tolist() == [0, 1, 2, 3]
+    assert arrays.greedy_cover(s.rows, s.row, np.zeros(5), 2).tolist() == [0, 1]

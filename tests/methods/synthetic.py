@@ -75,7 +75,10 @@ def segment(
         special = make(rng.standard_normal((1, WIDTH)).astype(np.float32)) if cls else None
         part = np.zeros(m, dtype=np.int64)
         own = make(features_of(style, m, WIDTH, rng))
-        view = EncoderView(own, special, make(group), make(part), at, tower != "merger", hidden)
+        joint = make(features_of(style, m, JOINT, rng))
+        view = EncoderView(
+            own, special, make(group), make(part), at, tower != "merger", hidden, joint
+        )
     times = np.arange(grid[0]) / 2 if grid[0] > 1 else None
     chosen: Kind = kind or ("video" if grid[0] > 1 else "image")
     return Segment(image, ordinal, chosen, grid, make(features), None, times, view)
@@ -108,5 +111,6 @@ def as_tensors(item: Any, make: Make) -> Any:
             part=make(view.part),
             at=at,
             hidden=hidden,
+            joint=None if view.joint is None else make(view.joint),
         )
     return replace(item, features=make(item.features), encoder=view)

@@ -224,7 +224,8 @@ def test_what_a_family_does_not_give_is_refused(name: str) -> None:
     with pytest.raises(UnsupportedError, match=name):
         select(method, segments, counts_of(method, segments))
     bare = request_of(name)
-    bare = [replace(s, encoder=replace(s.encoder, at={}, hidden={}, features=None)) for s in bare]
+    nothing = {"at": {}, "hidden": {}, "features": None, "joint": None}
+    bare = [replace(s, encoder=replace(s.encoder, **nothing)) for s in bare]
     with pytest.raises(UnsupportedError, match=name):
         select(method, bare, counts_of(method, bare))
 

@@ -32,7 +32,7 @@ WHOLE = {
 }  # fmt: skip
 HALF = {
     "downscale": {"keep": "1/2"}, "tiles": {"keep": "1/2"}, "resolution": {"error": 255},
-    "frames": {"keep": "1/2"}, "keyframes": {"keep": "1/2"},
+    "frames": {"keep": "1/2"}, "keyframes": {"keep": "1/2"}, "pixelprune": {},
     "tome": {"keep": "1/2"}, "early-cut": {"keep": "1/2"},
 }  # fmt: skip
 every = pytest.mark.parametrize("name", list(PIXELS))
@@ -78,13 +78,23 @@ def pixels(
 def request_of(name: str, style: str, seed: int = 0) -> list[Pixels]:
     if PIXELS[name].acts == "frames":
         return [pixels(style, 9, 20, 30, seed=seed), pixels(style, 6, 40, 24, seed=seed)]
+    if PIXELS[name].acts == "patches":
+        return [
+            replace(pixels(style, t, 8 * h, 8 * w, seed=seed), grid=(t, h, w))
+            for t, h, w in ((1, 12, 15), (1, 8, 8), (3, 2, 5))
+        ]
     return [pixels(style, 1, 96, 120, seed=seed), pixels(style, 1, 64, 64, seed=seed)]
 
 
 def check(view: Pixels, plan: PixelPlan) -> None:
     """What the engine holds every plan to."""
     assert plan.size is None or min(plan.size) >= 1
-    for picks, n in ((plan.tiles, len(view.tiles or ())), (plan.frames, view.array.shape[0])):
+    cells = math.prod(view.grid) if view.grid is not None else 0
+    for picks, n in (
+        (plan.tiles, len(view.tiles or ())),
+        (plan.frames, view.array.shape[0]),
+        (plan.patches, cells),
+    ):
         if picks is not None:
             assert picks and list(picks) == sorted(set(picks)) and 0 <= picks[0] <= picks[-1] < n
 
@@ -112,7 +122,7 @@ def test_plans_fit_and_are_the_same_twice(name: str, style: str) -> None:
     assert [method.reduce([v], RNG)[0] for v in views] == plans, "one picture decides over another"
 
 
-@every
+@pytest.mark.parametrize("name", [n for n in PIXELS if n in WHOLE])
 @pytest.mark.parametrize("style", list(STYLES))
 def test_everything_is_the_identity(name: str, style: str) -> None:
     method = PIXELS[name].from_settings(WHOLE[name])
@@ -126,6 +136,11 @@ def test_the_smallest_pictures(name: str) -> None:
         for t in (2, 3):
             (plan,) = method.reduce([pixels("noise", t, 1, 1)], RNG)
             assert plan.frames is not None and len(plan.frames) == round(t / 2 + 1e-9)
+        return
+    if PIXELS[name].acts == "patches":
+        for h, w in ((1, 1), (1, 7), (9, 1), (3, 2)):
+            view = replace(pixels("noise", 1, h, w), grid=(1, h, w))
+            assert method.reduce([view], RNG)[0].is_identity
         return
     for h, w in ((1, 1), (1, 7), (9, 1), (3, 2)):
         for tiles in ((1, 1), (2, 3), None):
@@ -143,11 +158,12 @@ def test_settings_that_contradict_are_refused(name: str) -> None:
             "resolution": {"floor": "0"},
             "frames": {"frames": 2, "keep": "1/2"},
             "keyframes": {"frames": 2, "keep": "1/2"},
+            "pixelprune": {"threshold": 2},
         }[name]
     )
     with pytest.raises(SettingError, match=name):
         PIXELS[name].from_settings(wrong)
-    if name not in ("resolution",):
+    if name not in ("resolution", "pixelprune"):
         with pytest.raises(SettingError, match=name):
             PIXELS[name].from_settings({})
         with pytest.raises(SettingError, match="out of range"):

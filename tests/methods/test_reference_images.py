@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from foveate.core import Attention, Counts, Plan, PlanRng, Segment, arrays, methods
+from foveate.core.density import density_peaks
+from foveate.encode.tokens import prunesid, vispruner
 from foveate.encode.tokens.cdpruner import CDPrunerLM
 from foveate.encode.tokens.holov import HoloV, quotas
 from foveate.encode.tokens.idpruner import IDPruner
@@ -20,6 +22,8 @@ from foveate.encode.tokens.prunesid import quotas as group_quotas
 from foveate.encode.tokens.scope import SCOPE
 from foveate.encode.tokens.visionzip import VisionZip
 from tests.methods.synthetic import as_tensors, question, segment
+
+pytestmark = pytest.mark.claim("C1")
 
 RNG = PlanRng(0)
 GRIDS = [(1, 5, 6), (1, 8, 8)]
@@ -165,13 +169,70 @@ def test_prunesid_groups_by_the_largest_loading() -> None:
 
 
 def test_prunesid_suppresses_and_shares() -> None:
-    s = np.array([[1, 0.9, 0.1, 0.4], [0.9, 1, 0.8, 0], [0.1, 0.8, 1, 0.7], [0.4, 0, 0.7, 1]])
-    assert suppress(s, 0.5).tolist() == [True, False, True, False]
-    assert suppress(s, 0.95).all()
+    angle = np.deg2rad([0, 25, 70, 110])
+    rows = np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    assert suppress(rows, 0.5).tolist() == [True, False, True, False]
+    assert suppress(rows, 0.95).all()
     assert group_quotas(np.array([10, 10, 2]), np.array([6, 3, 1]), 8).tolist() == [5, 2, 1]
     # More than the survivors hold: all caps rise until the budget fits, never above the sizes.
     assert group_quotas(np.array([5, 5, 2]), np.array([1, 1, 1]), 10).tolist() == [4, 4, 2]
     assert group_quotas(np.array([5, 5, 2]), np.array([1, 3, 2]), 2).tolist() == [0, 1, 1]
+
+
+def test_prunesid_suppresses_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(8)
+    u = arrays.unit(rng.standard_normal((60, 3)))
+    alive: list[int] = []
+    for i in range(60):
+        if all(float(u[i] @ u[j]) <= 0.6 for j in alive):
+            alive.append(i)
+    assert 2 < len(alive) < 40
+    for block in (512, 7):
+        monkeypatch.setattr(prunesid, "_BLOCK", block)
+        assert np.flatnonzero(suppress(u, 0.6)).tolist() == alive
+
+
+@pytest.mark.parametrize("lists", [1, 3, 32])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_vispruner_rounds_equal_plain_loops(
+    lists: int, repeated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vispruner, "_NEAREST", lists)
+    rng = np.random.default_rng(lists)
+    x = rng.standard_normal((70, 5)).astype(np.float32)
+    if repeated:
+        x = x[rng.integers(0, 20, 70)]
+    order = rng.permutation(70)
+    s, left, k, step = table(x, x), order.tolist(), 9, 4
+    while len(left) > k:
+        even, odd = left[::2], left[1::2]
+        twin = {i: max(round(s[i, j], 8) for j in odd) for i in even}
+        ranked = sorted(even, key=lambda i: -twin[i])
+        left = ranked[min(step, len(left) - k) :] + odd
+    assert vispruner.thin_out(x, order, k, step).tolist() == left
+    torch = pytest.importorskip("torch")
+    assert vispruner.thin_out(torch.from_numpy(x), order, k, step).tolist() == left
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_density_peaks_equal_plain_loops(repeated: bool) -> None:
+    rng = np.random.default_rng(12)
+    x = rng.standard_normal((80, 6))
+    if repeated:
+        x = x[rng.integers(0, 30, 80)]
+    far = np.array([[((a - b) ** 2).sum() / 6 for b in x] for a in x])
+    density = np.array([math.exp(-np.sort(row)[:4].mean()) for row in far])
+    density = np.round(density, 9)
+    gap = [
+        min(
+            [math.sqrt(far.max())]
+            + [math.sqrt(far[i, j]) for j in range(80) if density[j] > density[i]]
+        )
+        for i in range(80)
+    ]
+    value = [round(density[i] * gap[i], 8) for i in range(80)]
+    expected = sorted(range(80), key=lambda i: (-value[i], i))[:11]
+    assert density_peaks(x, 11).tolist() == expected
 
 
 def test_prunesid_drops_a_copy_before_anything_else() -> None:

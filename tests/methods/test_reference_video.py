@@ -19,6 +19,8 @@ from foveate.encode.tokens.vcast import VCast
 from foveate.encode.tokens.vidcom2 import VidCom2
 from tests.methods.synthetic import segment
 
+pytestmark = pytest.mark.claim("C1")
+
 RNG = PlanRng(0)
 
 

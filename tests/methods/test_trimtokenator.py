@@ -21,6 +21,8 @@ from foveate.encode.tokens.trimtokenator_lc import (
 )
 from tests.methods.synthetic import question, segment
 
+pytestmark = pytest.mark.claim("C1")
+
 RNG = PlanRng(0)
 
 

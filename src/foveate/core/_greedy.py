@@ -1,5 +1,5 @@
-"""Greedy choices on integer similarities: max-min, lowest mean, coverage, determinant, relevance
-against redundancy.
+"""Greedy choices on integer similarities: max-min, lowest mean, determinant, relevance against
+redundancy; coverage is in _cover.
 
 The loops run on the host in numpy: a step costs two vector operations of n integers, microseconds,
 where a step on a device would cost several kernel launches and a synchronisation. Indices come back
@@ -8,18 +8,28 @@ in the order of choice; ties go to the lowest index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import array_api_compat
 import numpy as np
 
 from foveate.core._linear import GRID_BITS, Array, check_finite, namespace, quantum, to_numpy, unit
 
 GRAM_TOKENS = 4096
-_BLOCK = 512
+# 256 rows keep a float64 product near its full rate; 512 columns keep its result at 1 MiB.
+_BLOCK, _TILE = 256, 512
+_STRIP = 16
 _ROWS_AHEAD = 16
 _ONE = 1 << GRID_BITS
 _TAKEN = np.iinfo(np.int64).max
+
+
+def block_rows(n: int) -> int:
+    """How many rows of n numbers are worked on at a time: 256, fewer above 16384 (16 MiB as
+    int32).
+    """
+    return max(16, min(_BLOCK, (1 << 22) // max(n, 1)))
 
 
 class Similarity:
@@ -44,19 +54,36 @@ class Similarity:
         scaled *= float(1 << (bits // 2))
         self._scaled: Array | None = scaled
         self._gram: np.ndarray | None = None
+        self._space = np.empty(0, dtype=np.int32)
         if self.n <= gram_tokens:
             self._gram = self._dense()
-            self._scaled = None
+            self._scaled, self._space = None, self._space[:0].copy()
 
     def _block(self, rows: slice, columns: slice) -> np.ndarray:
         u: Any = self._scaled
-        xp = namespace(u)
-        return to_numpy(xp.astype(xp.round(u[rows, :] @ u[columns, :].T), xp.int32))
+        return self._product(u[rows, :], u[columns, :])
+
+    def _product(self, left: Array, right: Array) -> np.ndarray:
+        """left @ right.T, rounded, int32 on the host; float64 only a tile of columns at a time.
+
+        Blocks share one workspace: a result lives until the next call. Fresh ones of 10 MiB each
+        leave the heap in pieces that the next block does not fit.
+        """
+        xp = namespace(left)
+        m, n = int(left.shape[0]), int(right.shape[0])
+        if self._space.size < m * n:
+            self._space = np.empty(m * n, dtype=np.int32)
+        out = self._space[: m * n].reshape(m, n)
+        for a in range(0, n, _TILE):
+            tile = xp.round(left @ right[a : a + _TILE, :].T)
+            out[:, a : a + _TILE] = to_numpy(xp.astype(tile, xp.int32))
+        return out
 
     def _dense(self) -> np.ndarray:
         gram = np.empty((self.n, self.n), dtype=np.int32)
-        for a in range(0, self.n, _BLOCK):
-            b = min(a + _BLOCK, self.n)
+        step = block_rows(self.n)
+        for a in range(0, self.n, step):
+            b = min(a + step, self.n)
             part = self._block(slice(a, b), slice(a, self.n))
             gram[a:b, a:] = part
             gram[b:, a:b] = part[:, b - a :].T
@@ -71,25 +98,43 @@ class Similarity:
         """Similarities (n,) of token j to all, itself included."""
         if self._gram is not None:
             return self._gram[j]
-        return self._block(slice(j, j + 1), slice(0, self.n))[0]
+        return self._block(slice(j, j + 1), slice(0, self.n))[0].copy()
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
-        """Similarities (b, n) of several tokens."""
+        """Similarities (b, n) of several tokens. They may be written to, and live until the next
+        call.
+        """
         if self._gram is not None:
             return self._gram[indices]
         u: Any = self._scaled
-        xp = namespace(u)
-        left = xp.stack([u[int(j), :] for j in indices])
-        return to_numpy(xp.astype(xp.round(left @ u.T), xp.int32))
+        index = namespace(u).asarray(indices, device=array_api_compat.device(u))
+        return self._product(u[index], u)
 
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, rows (b, n)) from top to bottom. The rows are not to be written to."""
-        step = _BLOCK if self._gram is not None else max(1, (1 << 20) // max(self.n, 1))
+        """(first row, rows (b, n)) from top to bottom, each until the next one. Not to be written
+        to.
+        """
+        step = block_rows(self.n)
         for a in range(0, self.n, step):
+            b = min(a + step, self.n)
             if self._gram is not None:
-                yield a, self._gram[a : a + step]
+                yield a, self._gram[a:b]
             else:
-                yield a, self._block(slice(a, min(a + step, self.n)), slice(0, self.n))
+                yield a, self._block(slice(a, b), slice(0, self.n))
+
+    def upper(self) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row a, strip (b, n - a) from column a on), each until the next one: every pair of
+        tokens once, pairs inside a strip twice. Half the work of `blocks`. Not to be written to.
+        """
+        step = block_rows(self.n)
+        for a in range(0, self.n, step):
+            b = min(a + step, self.n)
+            if self._gram is not None:
+                block = self._gram[a:b, a:]
+            else:
+                block = self._block(slice(a, b), slice(a, self.n))
+            for i in range(0, b - a, _STRIP):
+                yield a + i, block[i : i + _STRIP, i:]
 
     def neighbour(self) -> np.ndarray:
         """(n,) the largest similarity of each token to another one."""
@@ -129,7 +174,7 @@ class _Ahead:
             count = min(_ROWS_AHEAD, self.source.n)
             likely = np.argpartition(cost, count - 1)[:count]
             wanted = np.unique(np.append(likely[cost[likely] != _TAKEN], j))
-            rows = self.source.rows(wanted)
+            rows = self.source.rows(wanted).copy()
             self._ready = dict(zip(wanted.tolist(), rows, strict=True))
         return self._ready[j]
 
@@ -207,47 +252,6 @@ def greedy_mmr(x: Array | Similarity, relevance: np.ndarray, balance: float, k: 
         spent = np.rint((1.0 - balance) * closest).astype(np.int64) - gain
         cost = np.where(free, spent, _TAKEN)
         chosen.append(int(cost.argmin()))
-    return np.asarray(chosen, dtype=np.int64)
-
-
-def greedy_cover(
-    columns: Callable[[np.ndarray], np.ndarray],
-    gain: np.ndarray,
-    k: int,
-    quality: np.ndarray | None = None,
-) -> np.ndarray:
-    """Facility location: add argmax_j quality_j * sum_u max(0, U[u, j] - cover_u), cover = max over
-    chosen.
-
-    columns(indices (b,)) gives U's columns as rows (b, R), non-negative; gain (n,) is the sum of
-    each column; cover starts at 0. Gains only shrink as the cover grows, so a gain computed earlier
-    is an upper bound and only the candidates at the top are computed anew (lazy greedy, Minoux
-    1978): the choice is that of the full computation. Compared on a grid of 2**-32 of the largest
-    first gain.
-    """
-    n = int(gain.shape[0])
-    k = min(k, n)
-    weight = np.ones(n) if quality is None else quality.astype(np.float64)
-    peak = float(np.max(gain * weight, initial=0.0))
-    scale = 2.0**32 / peak if peak > 0 else 0.0
-    bound = np.rint(gain * weight * scale)
-    fresh = np.zeros(n, dtype=np.int64)
-    cover: np.ndarray | float = 0.0
-    chosen: list[int] = []
-    while len(chosen) < k:
-        j = int(bound.argmax())
-        if fresh[j] == len(chosen):
-            cover = np.maximum(cover, columns(np.asarray([j]))[0])
-            chosen.append(j)
-            bound[j] = -1.0
-            continue
-        count = min(_ROWS_AHEAD, n)
-        top = np.argpartition(-bound, count - 1)[:count]
-        top = top[(bound[top] >= 0) & (fresh[top] < len(chosen))]
-        top = np.union1d(top, [j])
-        left = np.maximum(columns(top) - cover, 0.0).sum(axis=1)
-        bound[top] = np.rint(left * weight[top] * scale)
-        fresh[top] = len(chosen)
     return np.asarray(chosen, dtype=np.int64)
 
 

@@ -15,6 +15,7 @@ Array = Any
 GRID_BITS = 20
 ORDER_BITS = 30
 _BLOCK_ELEMENTS = 1 << 20
+_UNIT_ELEMENTS = 1 << 17
 
 
 def namespace(*arrays: Array) -> Any:
@@ -66,23 +67,28 @@ def check_finite(x: Array, what: str = "features") -> None:
     )
 
 
-def unit(x: Array) -> Array:
-    """Rows of x (n, d) at length one, float64 (float32 on MPS); zero rows stay zero. In blocks of
-    rows.
+def unit(x: Array, rows: np.ndarray | None = None) -> Array:
+    """Rows of x (n, d) at length one, float64 (float32 on MPS); zero rows stay zero.
+
+    With `rows` (r,) int64 on the host only these, (r, d), without a copy of them in x's dtype. In
+    blocks of rows.
     """
     xp = namespace(x)
     dtype = wide(x)
     x = x.detach() if array_api_compat.is_torch_array(x) else x
-    n, d = int(x.shape[0]), int(x.shape[1])
-    out = xp.empty((n, d), dtype=dtype, device=array_api_compat.device(x))
-    step = max(1, _BLOCK_ELEMENTS // max(d, 1))
+    device = array_api_compat.device(x)
+    n, d = int(x.shape[0]) if rows is None else rows.size, int(x.shape[1])
+    index = None if rows is None else xp.asarray(rows, device=device)
+    out = xp.empty((n, d), dtype=dtype, device=device)
+    step = max(1, _UNIT_ELEMENTS // max(d, 1))
     for a in range(0, n, step):
-        rows = xp.astype(x[a : a + step, :], dtype)
+        block = x[a : a + step, :] if index is None else x[index[a : a + step]]
+        block = xp.astype(block, dtype)
         # Scaled by the largest entry first, so that no square over- or underflows.
-        peak = xp.max(xp.abs(rows), axis=1, keepdims=True) if d else xp.ones_like(rows[:, :1])
-        rows = rows / xp.where(peak > 0, peak, xp.ones_like(peak))
-        length = xp.sqrt(xp.sum(rows * rows, axis=1, keepdims=True))
-        out[a : a + step, :] = rows / xp.where(length > 0, length, xp.ones_like(length))
+        peak = xp.max(xp.abs(block), axis=1, keepdims=True) if d else xp.ones_like(block[:, :1])
+        block = block / xp.where(peak > 0, peak, xp.ones_like(peak))
+        length = xp.sqrt(xp.sum(block * block, axis=1, keepdims=True))
+        out[a : a + step, :] = block / xp.where(length > 0, length, xp.ones_like(length))
     return out
 
 
@@ -106,13 +112,15 @@ def nearest(
     lowest index. Computed in blocks of rows: O(n m d) time, no (n, m) matrix.
     """
     xp = namespace(a, b)
-    left, right = (a, b) if normalised else (unit(a), unit(b))
-    n, m = int(left.shape[0]), int(right.shape[0])
+    right = b if normalised else unit(b)
+    n, m = int(a.shape[0]), int(right.shape[0])
     best, index = np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64)
-    step = max(1, _BLOCK_ELEMENTS // max(m, 1))
+    # The left side is brought to length one block by block: no float64 copy of it is held.
+    step = max(1, _BLOCK_ELEMENTS // max(m, int(a.shape[1]), 1))
     scale = float(1 << bits)
     for i in range(0, n, step):
-        block = to_numpy(xp.round((left[i : i + step, :] * scale) @ right.T))
+        left = a[i : i + step, :]
+        block = to_numpy(xp.round(((left if normalised else unit(left)) * scale) @ right.T))
         index[i : i + step] = block.argmax(axis=1)
         best[i : i + step] = block.max(axis=1)
     return best, index

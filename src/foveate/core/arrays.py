@@ -27,10 +27,10 @@ from typing import Any
 import array_api_compat
 import numpy as np
 
+from foveate.core._cover import greedy_cover
 from foveate.core._greedy import (
     GRAM_TOKENS,
     Similarity,
-    greedy_cover,
     greedy_dpp,
     greedy_maxmin,
     greedy_mean,

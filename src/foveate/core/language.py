@@ -15,6 +15,14 @@ from foveate.core.views import Array, Question, Reduction, Segment
 
 
 @dataclass(frozen=True)
+class LanguageFacts:
+    """Sizes of a language model that trained modules must fit: layers, and hidden, its width."""
+
+    layers: int
+    hidden: int
+
+
+@dataclass(frozen=True)
 class Route:
     """What a prefill method decides at a layer, over visual tokens only; keep None = all."""
 
@@ -95,6 +103,11 @@ class PrefillMethod(Method):
         """
         raise NotImplementedError(f"{type(self).__name__} must define layers()")
 
+    def check(self, facts: LanguageFacts) -> None:
+        """Raise if this model is none that the method can serve, such as CheckpointError for trained
+        weights of other sizes. Called before anything is computed; nothing by default.
+        """
+
     def decide(self, layer: int, view: LayerView, state: Any) -> tuple[Route, Any]:
         """The route of one request at this layer, and the state handed to its next call."""
         raise NotImplementedError(f"{type(self).__name__} must define decide()")
@@ -165,8 +178,8 @@ class KVBudget:
 
 class KVView(Protocol):
     """One request's cache at one layer after prefill: per KV head keys (n_h, a), values (n_h, b) and
-    origin (n_h,), the place in the prompt; modality, segment, question, position as in `LayerView`,
-    over the whole prompt (indexed by origin).
+    origin (n_h,), the place in the prompt; modality, segment, question, position, cell as in
+    `LayerView`, over the whole prompt (indexed by origin).
     """
 
     keys: list[Array]
@@ -176,8 +189,18 @@ class KVView(Protocol):
     segment: Array
     question: Array
     position: Array
+    cell: Array
     grids: Any
     layers: int
+
+    def modality_of(self, head: int) -> Array:
+        """Modality (n_h,) of a head's entries; generated tokens are text."""
+
+    def segment_of(self, head: int) -> Array:
+        """Segment (n_h,) of a head's entries, -1 for text."""
+
+    def cell_of(self, head: int) -> Array:
+        """Cell (n_h,) of a head's entries, -1 for layout tokens and text."""
 
     def rows(self, query_index: Array) -> Array:
         """Attention (H, r, n) of prompt queries, by their index among the tokens present at this
@@ -223,8 +246,10 @@ class CachePolicy(Method):
         """Queries at the end of the prompt that rows() may ask for."""
         return int(getattr(self, "window", 0))
 
-    def overflows(self, entries: int) -> bool:
-        """With when = "overflow": whether a head of so many entries is to be reduced now."""
+    def overflows(self, entries: int, target: int) -> bool:
+        """With when = "overflow": whether a head of so many entries is to be brought to `target`, its
+        share of the budget, while tokens are added. After a prompt that came whole it always is.
+        """
         return False
 
     def observe(self, layer: int, view: KVView) -> Any:

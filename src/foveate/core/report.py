@@ -12,7 +12,10 @@ PHASES = ("preprocess", "encode", "select", "prefill", "decode")
 
 @dataclass(frozen=True)
 class SegmentReport:
-    """Tokens of one segment: in and kept without fixed tokens, fixed tokens kept apart."""
+    """Tokens of one segment: in and kept without fixed tokens, fixed tokens kept apart.
+
+    time_s: of a video, the time stamp of each temporal row of the grid; None where it is not known.
+    """
 
     image: int
     kind: str
@@ -21,6 +24,32 @@ class SegmentReport:
     tokens_kept: int
     fixed_in: int = 0
     fixed_kept: int = 0
+    time_s: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What one stage of the plan saved, counted and not measured: `foveate.core.attribution`.
+
+    The FLOPs by phase and the KV bytes are those that this stage took off what the stages before it
+    left, so all stages together sum up to the whole; negative where a stage cost more than it
+    saved. A share is of the same request without any stage, None where that has nothing to save.
+    """
+
+    stage: str
+    encode_flops: int
+    prefill_flops: int
+    decode_flops: int
+    kv_bytes: int
+    encode_share: float | None = None
+    prefill_share: float | None = None
+    decode_share: float | None = None
+    kv_share: float | None = None
+
+    @property
+    def flops(self) -> int:
+        """FLOPs saved in all three phases."""
+        return self.encode_flops + self.prefill_flops + self.decode_flops
 
 
 @dataclass(frozen=True)
@@ -29,6 +58,8 @@ class Report:
 
     identity: the plan (or its budget) changed nothing. positions: retain or renumber as resolved.
     layers: visual tokens present at each language-model layer, if a prefill method acted.
+    layer_kv_bytes: bytes of the KV cache by language-model layer. saved: what each stage saved, in
+    the order of the stages; empty where the model's FLOPs are not known.
     """
 
     plan: str
@@ -47,6 +78,8 @@ class Report:
     tower_tokens: tuple[int, int] | None = None
     segments: tuple[SegmentReport, ...] = ()
     layers: tuple[int, ...] | None = None
+    layer_kv_bytes: tuple[int, ...] | None = None
+    saved: tuple[Saving, ...] = ()
     ms: dict[str, float] = field(default_factory=dict)
     cpu_ms: dict[str, float] = field(default_factory=dict)
     ttft_ms: float | None = None
@@ -57,6 +90,13 @@ class Report:
     def keep_ratio(self) -> float:
         """Kept over entered visual tokens; 1 for a request without pictures."""
         return self.visual_tokens_kept / self.visual_tokens_in if self.visual_tokens_in else 1.0
+
+    @property
+    def tokens_by_layer(self) -> float:
+        """Visual tokens kept, mean over the language model's layers; layout tokens count where a
+        method drops them too.
+        """
+        return sum(self.layers) / len(self.layers) if self.layers else self.visual_tokens_kept
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "keep_ratio": self.keep_ratio}

@@ -26,7 +26,8 @@ class Need:
     `what`: "features" (encoder output before the projector), "cls" (attention of the CLS query),
     "received" (mean attention a token gets), "saliency" (cls where the tower has a CLS token, else
     received), "keys", "query" (projections of one layer), "question" (the words of the turn),
-    "clip" (an embedding of the question by a text tower that the user supplied).
+    "clip" (the user's text tower: an embedding of the question, and the patches of block `layer` in
+    its space, `EncoderView.joint`).
     """
 
     what: str
@@ -66,7 +67,8 @@ class EncoderView:
     tile;
     group (m,): encoder token -> projected token, -1 where none; part (m,): encoder pass (tile);
     at: layer -> Attention. `tokenwise`: the projector maps each token alone, so a method may answer
-    in encoder space (then group is a permutation).
+    in encoder space (then group is a permutation). joint (m, e): the encoder's tokens in the space of
+    the text tower that the user supplied, None without one.
     """
 
     features: Array | None
@@ -76,6 +78,7 @@ class EncoderView:
     at: Mapping[int, Attention] = field(default_factory=dict)
     tokenwise: bool = False
     hidden: Mapping[int, Array] = field(default_factory=dict)
+    joint: Array | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,8 @@ class Segment:
 
     fixed (n,) marks tokens that carry layout (newlines): the engine strips them before a method
     sees
-    the segment. For a video `time_s` (t,) holds the time stamp of each temporal grid row.
+    the segment. For a video `time_s` (t,) holds the time stamp of each temporal grid row, None where
+    it is not known.
     """
 
     image: int
@@ -105,7 +109,7 @@ class Segment:
 @dataclass(frozen=True)
 class Question:
     """One turn's words without template: ids (q,), embeddings (q, d); clip (e,) if the user
-    supplied a tower.
+    supplied a tower, or (s, e) where its text tower took the words in s parts.
     """
 
     turn: int
@@ -220,12 +224,13 @@ class Box:
 @dataclass(frozen=True)
 class PixelPlan:
     """What is looked at at all. None = unchanged. size (h, w); tiles and frames are indices to
-    keep.
+    keep; patches (k,) are the visual tokens, rising in the order of the grid, whose patches enter the
+    tower.
     """
 
     size: tuple[int, int] | None = None
     tiles: tuple[int, ...] | None = None
-    patches: np.ndarray | None = None
+    patches: tuple[int, ...] | None = None
     frames: tuple[int, ...] | None = None
 
     @property
@@ -239,11 +244,12 @@ class Pixels:
     would see it.
 
     tiles: boxes in the picture of each encoder pass, in order, the whole picture last or first as
-    the
-    family has it (`thumbnail` is its index); patches (p,): index of the visual token of each patch,
-    for
-    towers that drop patches natively. tokens(plan) says how many visual tokens a plan gives.
-    `resizes`: the family changes its token count with the picture's size.
+    the family has it (`thumbnail` is its index). tokens(plan) says how many visual tokens a plan
+    gives. `resizes`: the family changes its token count with the picture's size.
+    Methods that act on patches see what the tower would get instead: array float32, resized and
+    normalised, and the `grid` (t, h, w) of its visual tokens, each of which is a block of equal
+    size of the array. `span`: what lies between black and white in each colour of the array, None
+    where the normalisation is not known.
     """
 
     image: int
@@ -252,7 +258,8 @@ class Pixels:
     tokens: Callable[[PixelPlan], int]
     tiles: tuple[Box, ...] | None = None
     thumbnail: int | None = None
-    patches: np.ndarray | None = None
+    grid: Grid | None = None
+    span: tuple[float, float, float] | None = (255.0, 255.0, 255.0)
     time_s: np.ndarray | None = None
     resizes: bool = False
 

@@ -161,6 +161,15 @@ def encoder_features(segment: Segment, layer: int, method: str) -> Array:
     return to_projected(segment, features, method)
 
 
+def joint_features(segment: Segment, method: str) -> Array:
+    """(n, e): encoder tokens in the space of the user's text tower, mean over each token's group."""
+    joint = encoder_of(segment, method).joint
+    if joint is None:
+        raise lacks(method, "encoder tokens in the space of a text tower")
+    arrays.check_finite(joint, "encoder tokens in the text tower's space")
+    return to_projected(segment, joint, method)
+
+
 def words_of(question: Question | None, method: str) -> Array:
     """(q, d) embeddings of the turn's words, finite; InputError without a question."""
     if question is None or int(question.embeddings.shape[0]) == 0:
@@ -203,40 +212,3 @@ def frame_means(features: Array, t: int) -> Array:
     """(t, d) float32: the mean token of each of t equal frames of (n, d)."""
     n = int(features.shape[0])
     return arrays.segment_mean(features, np.repeat(np.arange(t), n // t), t)
-
-
-def density_peaks(x: Array, k: int, neighbours: int = 4) -> np.ndarray:
-    """k centres of (m, d) by density peaks with nearest neighbours (DPC-KNN, Du et al. 2016).
-
-    Density is exp(-mean squared distance to the nearest `neighbours`, itself among them); a centre
-    has a high product of density and distance to the next denser token. Distances are divided by
-    sqrt(d). O(m²d) time, in blocks of rows.
-    """
-    xp = arrays.namespace(x)
-    m, d = int(x.shape[0]), max(int(x.shape[1]), 1)
-    wide = xp.astype(x.detach() if array_api_compat.is_torch_array(x) else x, arrays.wide(x))
-    # On a grid relative to the tokens' size: equal tokens have equal densities in any library.
-    size = float(xp.max(xp.sum(wide * wide, axis=1))) or 1.0
-    wide -= xp.mean(wide, axis=0)
-    wide /= size**0.5
-    own = xp.sum(wide * wide, axis=1)
-    step = max(1, (1 << 19) // m)
-
-    def distances() -> Iterator[tuple[slice, np.ndarray]]:
-        for start in range(0, m, step):
-            part = slice(start, start + step)
-            squared = own[part][:, None] + own[None, :] - 2.0 * (wide[part, :] @ wide.T)
-            yield part, np.maximum(arrays.on_grid(squared, 40), 0.0) * (size / d)
-
-    count, farthest = min(neighbours, m), 0.0
-    density = np.empty(m)
-    for part, squared in distances():
-        near = np.partition(squared, count - 1, axis=1)[:, :count]
-        density[part] = np.exp(-near.mean(axis=1))
-        farthest = max(farthest, float(squared.max()))
-    level = arrays.quantum(density, arrays.FINE_BITS)
-    gap = np.empty(m)
-    for part, squared in distances():
-        denser = level[None, :] > level[part, None]
-        gap[part] = np.sqrt(np.where(denser, squared, farthest).min(axis=1))
-    return arrays.top_k(density * gap, k, arrays.FINE_BITS)

@@ -9,7 +9,8 @@ tokens in falling order of similarity, then the odd.
 
 Differs from the authors' code: the count is met exactly for any k (they fix the rounds), and a
 merged token takes the place of its receiver, where their output order is not spatial. The second
-half of AIM, pruning by PageRank inside the language model, is a prefill method.
+half of AIM, pruning by PageRank inside the language model, is `aim-pagerank`: AIM as a whole is
+`aim:keep=1/4+aim-pagerank` in one plan.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ inverted), averaged and brought to [0, 1] by (r - min + 1e-6) / (max - min). `cd
 models without such a tower, the mean cosine of projected token and word embedding, without minus.
 They are different methods under their own names: neither falls back to the other.
 
-The text tower answers in the space of the encoder's penultimate features; theirs brings patches to
-CLIP's joint space by its visual projection first, which a checkpoint of a vision-language model
-does not hold. Differs further from the authors' code: minimum and maximum are of one segment, where
-theirs mix a whole batch; equal relevances count as one.
+Patches come to the joint space from the encoder's penultimate block by the final layer norm and the
+visual projection of the CLIP model that the user supplies (text_tower=), since a checkpoint of a
+vision-language model holds neither that projection nor a text tower. Differs from the authors' code:
+minimum and maximum are of one segment, where theirs mix a whole batch; a question that is longer
+than the text tower takes is cut into parts with a begin and an end each, where theirs cut the ids
+alone; equal relevances count as one.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from foveate.core.errors import InputError, UnsupportedError
 from foveate.core.method import Evidence, Paper, Rng, TokenMethod
 from foveate.core.registry import register
 from foveate.core.views import Array, Need, Question, Reduction, Segment
-from foveate.encode.tokens._common import each, encoder_features, on_device_of, words_of
+from foveate.encode.tokens._common import each, joint_features, on_device_of, words_of
 
 LAYER = -2
 _PAPER = Paper(
@@ -67,7 +69,7 @@ class CDPrunerCLIP(TokenMethod):
     summary: ClassVar[str] = "diverse tokens weighed by a CLIP text tower's view of the question"
     paper: ClassVar[Paper | None] = _PAPER
     evidence: ClassVar[Evidence] = "golden"
-    needs: ClassVar[frozenset[Need]] = frozenset({Need("clip"), Need("features", LAYER)})
+    needs: ClassVar[frozenset[Need]] = frozenset({Need("clip", LAYER), Need("features", LAYER)})
 
     def select(
         self, segments: list[Segment], counts: Counts, question: Question | None, rng: Rng
@@ -78,16 +80,17 @@ class CDPrunerCLIP(TokenMethod):
             raise UnsupportedError(
                 f"{self.name} needs a text tower for the question: supply one, or use cdpruner-lm"
             )
-        clip = arrays.to_numpy(question.clip).reshape(1, -1)
+        clip = np.atleast_2d(arrays.to_numpy(question.clip))
         arrays.check_finite(clip, "question embedding")
 
         def choose(segment: Segment, k: int) -> Reduction:
-            patches = encoder_features(segment, LAYER, self.name)
+            patches = joint_features(segment, self.name)
             if int(patches.shape[1]) != int(clip.shape[1]):
                 raise UnsupportedError(
                     f"{self.name}: patches have {int(patches.shape[1])} dimensions, the question's "
-                    f"embedding {int(clip.shape[1])}; supply a text tower that answers in the "
-                    "patches' space, or use cdpruner-lm"
+                    f"embedding {int(clip.shape[1])}; supply the CLIP or SigLIP model that the "
+                    "vision tower was taken from, whose picture side brings patches to the words' "
+                    "space, or use cdpruner-lm"
                 )
             relevance = to_unit_range(-mean_cosine(patches, clip))
             return Reduction.pick(arrays.greedy_dpp(segment.features, relevance, k), segment.n)

@@ -26,10 +26,11 @@ import numpy as np
 
 from foveate.core import arrays
 from foveate.core.budget import Counts, largest_remainder
+from foveate.core.density import density_peaks
 from foveate.core.method import Evidence, Paper, Rng, TokenMethod, setting
 from foveate.core.registry import register
 from foveate.core.views import Array, Need, Question, Reduction, Segment
-from foveate.encode.tokens._common import density_peaks, each, frame_means, full_grid, saliency
+from foveate.encode.tokens._common import each, frame_means, full_grid, saliency
 from foveate.encode.tokens.uniform import shares
 
 LAYER = -1

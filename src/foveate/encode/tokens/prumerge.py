@@ -56,19 +56,22 @@ def neighbours(keys: Array, chosen: np.ndarray, count: int) -> np.ndarray:
     n = int(keys.shape[0])
     count = min(count, n - 1)
     out = np.empty((chosen.size, count), dtype=np.int64)
+    block = np.empty((min(chosen.size, 256), n), dtype=np.int32)
+    place = np.arange(n)
     for a in range(0, chosen.size, 256):
         part = chosen[a : a + 256]
-        own = arrays.unit(arrays.take(keys, part))
+        own = arrays.unit(keys, part)
+        close = block[: part.size]
         # Blocks of keys are brought to length one anew for each part: a float64 copy of all of
         # them would cost more memory than the time is worth.
-        close = [
-            arrays.quantum(own @ arrays.unit(keys[b : b + 1024, :]).T) for b in range(0, n, 1024)
-        ]
-        unique = np.concatenate(close, axis=1)
-        unique[np.arange(part.size), part] = -(2 << arrays.GRID_BITS)
-        # The position breaks ties: every value differs, so a partition is a stable choice.
-        unique = np.arange(n) - unique * n
-        out[a : a + 256] = np.argpartition(unique, count - 1, axis=1)[:, :count]
+        for b in range(0, n, 512):
+            close[:, b : b + 512] = arrays.quantum(own @ arrays.unit(keys[b : b + 512, :]).T)
+        close[np.arange(part.size), part] = -(2 << arrays.GRID_BITS)
+        for i in range(0, part.size, 16):
+            # The position breaks ties: every value differs, so a partition is a stable choice.
+            rank = place - close[i : i + 16].astype(np.int64) * n
+            found = np.argpartition(rank, count - 1, axis=1)[:, :count]
+            out[a + i : a + i + 16] = found
     return out
 
 

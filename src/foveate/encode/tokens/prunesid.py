@@ -32,36 +32,71 @@ from foveate.core.views import Array, Need, Question, Reduction, Segment
 from foveate.encode.tokens._common import each, encoder_features, saliency
 
 LAYER = -2
+_BLOCK = 512
+
+
+def _centred(features: np.ndarray) -> np.ndarray:
+    """sigmoid of rows (n, c), less the mean of each row, float64."""
+    x = np.negative(features, dtype=np.float64)
+    with np.errstate(over="ignore"):  # an infinite exp is a sigmoid of 0
+        np.exp(x, out=x)
+    x += 1.0
+    np.reciprocal(x, out=x)
+    x -= x.mean(axis=1, keepdims=True)
+    return x
 
 
 def groups_of(features: np.ndarray, components: int) -> np.ndarray:
     """(n,) number of the principal component with the largest loading of each token of (n, c).
 
-    O(n c min(n, c)). Runs on the host: the eigenvectors must be the same for any array library.
+    O(n c min(n, c)). Runs on the host: the eigenvectors must be the same for any array library. In
+    blocks of rows, computed twice, so that only (c, c) and the loadings are held.
     """
-    x = np.negative(features, dtype=np.float64)
-    np.exp(x, out=x)
-    x += 1.0
-    np.reciprocal(x, out=x)
-    x -= x.mean(axis=1, keepdims=True)
-    n, c = x.shape
-    values, vectors = np.linalg.eigh(x @ x.T if n <= c else x.T @ x)
+    n, c = features.shape
+    if n <= c:
+        x = _centred(features)
+        values, vectors = np.linalg.eigh(x @ x.T)
+    else:
+        total = np.zeros((c, c))
+        for a in range(0, n, 4 * _BLOCK):
+            x = _centred(features[a : a + 4 * _BLOCK])
+            total += x.T @ x
+        values, vectors = np.linalg.eigh(total)
     order = np.argsort(-values, kind="stable")[:components]
     # Components without variance have no direction; they would group by rounding noise.
     order = order[values[order] > max(float(values.max()), 0.0) * 2.0**-30]
     if order.size == 0:
         return np.zeros(n, dtype=np.int64)
-    loading = np.abs(vectors[:, order] if n <= c else x @ vectors[:, order])
-    loading /= np.maximum(np.linalg.norm(loading, axis=0), 1e-300)
-    return arrays.on_grid(loading, 20).argmax(axis=1)
+    loading = vectors = np.ascontiguousarray(vectors[:, order])
+    if n > c:
+        loading = np.empty((n, order.size))
+        for a in range(0, n, _BLOCK):
+            np.matmul(_centred(features[a : a + _BLOCK]), vectors, out=loading[a : a + _BLOCK])
+    loading /= np.maximum(np.sqrt(np.einsum("ij,ij->j", loading, loading)), 1e-300)
+    out = np.empty(n, dtype=np.int64)
+    for a in range(0, n, _BLOCK):
+        out[a : a + _BLOCK] = arrays.on_grid(np.abs(loading[a : a + _BLOCK]), 20).argmax(axis=1)
+    return out
 
 
-def suppress(similarity: np.ndarray, limit: float) -> np.ndarray:
-    """(m,) survivors of non-maximum suppression of m tokens in their order, by cosines (m, m)."""
-    alive = np.ones(similarity.shape[0], dtype=bool)
-    for i in range(similarity.shape[0]):
-        if alive[i]:
-            alive[i + 1 :] &= similarity[i, i + 1 :] <= limit
+def suppress(u: Array, limit: float) -> np.ndarray:
+    """(m,) survivors of non-maximum suppression of unit rows (m, c) in their order: a row falls if
+    its cosine to a survivor is above `limit`. In blocks: no (m, m) matrix is held.
+    """
+    m = int(u.shape[0])
+    alive = np.ones(m, dtype=bool)
+    for a in range(0, m, _BLOCK):
+        b = min(a + _BLOCK, m)
+        part = u[a:b, :]
+        for start in range(0, a, _BLOCK):
+            before = np.flatnonzero(alive[start : start + _BLOCK])
+            if before.size:
+                close = arrays.to_numpy(part @ arrays.take(u, start + before).T)
+                alive[a:b] &= arrays.on_grid(close.max(axis=1)) <= limit
+        inside = arrays.on_grid(part @ part.T) <= limit
+        for i in range(b - a):
+            if alive[a + i]:
+                alive[a + i + 1 : b] &= inside[i, i + 1 :]
     return alive
 
 
@@ -85,16 +120,17 @@ def quotas(sizes: np.ndarray, survivors: np.ndarray, k: int) -> np.ndarray:
 def prune(features: Array, score: np.ndarray, k: int) -> np.ndarray:
     """k tokens of (n, c) with attention (n,)."""
     group = groups_of(arrays.to_numpy(features), max(1, k // 4))
-    u = arrays.unit(features)
-    xp = arrays.namespace(u)
-    centre = xp.mean(u, axis=0)
-    limit = arrays.on_grid(xp.sum(centre * centre)) * (k / 32)
-    order = arrays.top_k(score, score.shape[0], arrays.FINE_BITS)
+    xp = arrays.namespace(features)
+    n = int(features.shape[0])
+    centre = sum(
+        xp.sum(arrays.unit(features[a : a + _BLOCK, :]), axis=0) for a in range(0, n, _BLOCK)
+    )
+    limit = arrays.on_grid(xp.sum((centre / n) ** 2)) * (k / 32)
+    order = arrays.top_k(score, n, arrays.FINE_BITS)
     ranked = []
     for number in np.unique(group):
         members = order[group[order] == number]
-        part = arrays.take(u, members)
-        alive = suppress(arrays.on_grid(part @ part.T), float(limit))
+        alive = suppress(arrays.unit(features, members), float(limit))
         ranked.append((np.concatenate([members[alive], members[~alive]]), int(alive.sum())))
     sizes = np.asarray([m.size for m, _ in ranked])
     parts = quotas(sizes, np.asarray([a for _, a in ranked]), k)

@@ -6,7 +6,7 @@ its largest cosine to a chosen token, 0 at the start; token j is added that has 
 saliency_j ** alpha * sum_i max(0, cos(i, j) - coverage_i). Cosines are those of encoder features of
 the penultimate block, saliency is the CLS (or received) attention.
 
-The greedy choice is made lazily, which changes the time and not the choice.
+Gains are kept up to date row by row as the cover rises, which changes the time and not the choice.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ LAYER = -2
 
 
 def cover(features: Array, quality: np.ndarray, k: int) -> np.ndarray:
-    """k tokens of (n, c) by quality-weighted coverage gain, in the order of choice. O(n²c/2 + n
-    k).
+    """k tokens of (n, c) by quality-weighted coverage gain, in the order of choice. About 4 n² c
+    multiplications without a matrix, n² c / 2 with one; see core._cover.
     """
     s = arrays.Similarity(features, "encoder features")
-    gain = np.concatenate([np.maximum(b, 0).sum(axis=1, dtype=np.int64) for _, b in s.blocks()])
-    return arrays.greedy_cover(s.rows, gain, k, quality)
+    gain = np.zeros(s.n, dtype=np.int64)
+    for a, part in s.upper():
+        b = a + part.shape[0]
+        positive = np.maximum(part, 0)
+        gain[a:b] += positive.sum(axis=1, dtype=np.int64)
+        gain[b:] += positive[:, b - a :].sum(axis=0, dtype=np.int64)
+    return arrays.greedy_cover(s.rows, s.row, gain, k, quality)
 
 
 @register

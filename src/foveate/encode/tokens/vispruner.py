@@ -17,6 +17,7 @@ drops max(step, R // 64) of R tokens instead of `step`, equal up to 575 tokens (
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -30,38 +31,77 @@ from foveate.core.views import Array, Need, Question, Reduction, Segment
 from foveate.encode.tokens._common import each, encoder_features, saliency
 
 LAYER = -2
+_NEAREST = 32
+
+
+class Twins:
+    """The largest similarity of tokens (r, c) to those of a changing set, from lists of the nearest.
+
+    Each token keeps its _NEAREST most similar ones among those alive when the lists were made. The
+    first of them that is in the set is the most similar of the whole set; a token whose list has
+    none is compared with the set itself. Similarities are in units of 2**-ORDER_BITS.
+    """
+
+    def __init__(self, u: Array, alive: np.ndarray) -> None:
+        self._u = u
+        self._index = self._value = np.empty((0, 0), dtype=np.int32)
+        self.renew(alive)
+
+    def _products(self, rows: np.ndarray, others: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+        xp = arrays.namespace(self._u)
+        whole = others.size == int(self._u.shape[0])
+        right = self._u if whole else arrays.take(self._u, others)
+        step = max(1, (1 << 20) // max(others.size, int(right.shape[1])))
+        for a in range(0, rows.size, step):
+            part = slice(a, min(a + step, rows.size))
+            left = arrays.take(self._u, rows[part]) * float(1 << arrays.ORDER_BITS)
+            yield part, arrays.to_numpy(xp.round(left @ right.T))
+
+    def renew(self, alive: np.ndarray) -> None:
+        """Make the lists anew, of the tokens alive (rising): O(alive² c)."""
+        width = min(_NEAREST, alive.size - 1)
+        shape = (int(self._u.shape[0]), width)
+        self._index, self._value = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
+        for part, block in self._products(alive, alive):
+            rows = np.arange(block.shape[0])
+            block[rows, part.start + rows] = -np.inf
+            near = np.argpartition(block, -width, axis=1)[:, -width:]
+            value = np.take_along_axis(block, near, axis=1)
+            order = np.argsort(-value, axis=1)
+            self._index[alive[part]] = alive[np.take_along_axis(near, order, axis=1)]
+            self._value[alive[part]] = np.take_along_axis(value, order, axis=1)
+
+    def nearest(self, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, int]:
+        """(largest similarity (b,) of `rows` to `others`, how many were not in the lists)."""
+        hit = arrays.mask_of(others, self._index.shape[0])[self._index[rows]]
+        first = hit.argmax(axis=1)
+        best = self._value[rows, first].astype(np.int64)
+        missed = np.flatnonzero(~hit[np.arange(rows.size), first])
+        if missed.size:
+            for part, block in self._products(rows[missed], others):
+                best[missed[part]] = block.max(axis=1)
+        return best, missed.size
 
 
 def thin_out(features: Array, order: np.ndarray, k: int, step: int) -> np.ndarray:
     """Positions of the k tokens of `order` (r,) that rounds of even/odd duplicate removal
     leave.
 
-    O(r²c) for the cosines of up to GRAM_TOKENS tokens, once; above, O(r²c) a round without a
-    matrix.
+    O(r²c) for the lists of nearest tokens; they are made anew when tokens have gone from them, by
+    then for a fraction of r. No (r, r) matrix is held.
     """
-    if k <= 0:
-        return order[:0]
-    u = arrays.take(features, order)
-    dense = None
-    if order.size <= arrays.GRAM_TOKENS:
-        dense = arrays.Similarity(u, bits=arrays.ORDER_BITS).dense
-    else:
-        u = arrays.unit(u)
+    if k <= 0 or order.size <= k:
+        return order[: max(k, 0)]
     left = np.arange(order.size)
+    twins = Twins(arrays.unit(features, order), left)
     while left.size > k:
         even, odd = left[::2], left[1::2]
-        if dense is not None:
-            twin = dense[np.ix_(even, odd)].max(axis=1)
-        else:
-            twin, _ = arrays.nearest(
-                arrays.take(u, even),
-                arrays.take(u, odd),
-                normalised=True,
-                bits=arrays.ORDER_BITS,
-            )
+        twin, missed = twins.nearest(even, odd)
         drop = min(max(step, left.size // 64), left.size - k)
-        ranked = even[np.argsort(-twin.astype(np.int64), kind="stable")]
+        ranked = even[np.argsort(-twin, kind="stable")]
         left = np.concatenate([ranked[drop:], odd])
+        if missed * 16 > even.size and left.size > k:
+            twins.renew(arrays.ascending(left))
     return order[left]
 
 
