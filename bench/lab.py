@@ -20,7 +20,7 @@ from foveate.lab.paired import FULL, compare
 from foveate.lab.tables import as_dict, notes, refusals
 
 METHODS = "visionzip,fastervlm,vispruner,divprune,scope,trimtokenator,hiprune,idpruner,uniform"
-FAMILIES = "shape,colour,count,exists,quadrant,leftof,bar,code,word,form"
+FAMILIES = "shape,colour,count,exists,quadrant,leftof,nearest,bar,code,table,form"
 SETTINGS = {"hiprune": "middle=3"}
 
 

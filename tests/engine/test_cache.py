@@ -93,6 +93,7 @@ def runs(model: Any, plan: str, inputs: dict[str, Any], cache: FeatureCache) -> 
     return tower.calls
 
 
+@pytest.mark.claim("C5")
 @pytest.mark.parametrize("plan", PLANS)
 def test_a_second_question_encodes_nothing_and_answers_as_without_a_cache(
     family: str, plan: str
@@ -109,7 +110,9 @@ def test_a_second_question_encodes_nothing_and_answers_as_without_a_cache(
     assert cache.stats.misses == missed
 
 
+@pytest.mark.claim("C5")
 def test_generate_gives_equal_tokens_by_either_way(family: str) -> None:
+    """Greedy tokens with and without the cache are equal, and known pictures run no tower."""
     model, cache = tiny.cached_model(family), FeatureCache()
     for seeds in ([1, 2], [3, 4]):
         inputs = ask(family, images(family), seeds)
@@ -292,6 +295,7 @@ def test_weights_that_are_elsewhere_are_refused() -> None:
 
 
 # --- through the engine -------------------------------------------------------------------------
+@pytest.mark.claim("C5")
 def test_the_engine_notes_a_hit_and_spends_nothing_on_the_tower(tmp_path: Path) -> None:
     model = tiny.make_model("qwen2_5_vl")
     folder = save_folder("qwen2_5_vl", model, tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from foveate.encode.tokens.fastervlm import FasterVLM
 from foveate.encode.tokens.vispruner import VisPruner
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
-pytestmark = pytest.mark.claim("F10")
+pytestmark = [pytest.mark.claim("F10"), pytest.mark.claim("C1")]
 
 RNG = PlanRng(0)
 
@@ -65,7 +67,9 @@ def test_cdpruner(case: Case) -> None:
         # Their minimum and maximum run over the batch; a batch of one is the method itself.
         assert sorted(arrays.greedy_dpp(features, shared[b], k).tolist()) == expected
         if len(raw) == len(texts) == 1:
-            item = segment(features, encoder_features=case.inputs["image_embeds"][b])
+            item = segment(features)
+            joint = case.inputs["image_embeds"][b]
+            item = replace(item, encoder=replace(item.encoder, joint=joint))
             ask = Question(0, np.zeros(1), np.ones((1, 2)), texts[0])
             kept = CDPrunerCLIP(per_image=k).select([item], Counts(k, (k,)), ask, RNG)[0]
             assert kept.anchor.tolist() == expected

@@ -9,7 +9,7 @@ from foveate.core import arrays
 from foveate.encode.tokens.fastvid import cut, fast_video, split
 from tests.golden.golden_cases import TOLERANCE, Case, cases
 
-pytestmark = pytest.mark.claim("F10")
+pytestmark = [pytest.mark.claim("F10"), pytest.mark.claim("C1")]
 
 
 @pytest.mark.parametrize("case", cases("fastvid"), ids=str)

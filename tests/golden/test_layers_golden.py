@@ -11,7 +11,7 @@ from foveate.encode.tokens.hiprune import HiPrune
 from foveate.encode.tokens.vscan import VScan, local_scan, merge_into, window_of
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
-pytestmark = pytest.mark.claim("F10")
+pytestmark = [pytest.mark.claim("F10"), pytest.mark.claim("C1")]
 
 RNG = PlanRng(0)
 

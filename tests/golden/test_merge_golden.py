@@ -10,7 +10,7 @@ from foveate.encode.tokens.aim import merge_rounds
 from foveate.encode.tokens.prumerge import PruMerge, PruMergePlus, fold, outliers
 from tests.golden.golden_cases import TOLERANCE, Case, cases
 
-pytestmark = pytest.mark.claim("F10")
+pytestmark = [pytest.mark.claim("F10"), pytest.mark.claim("C1")]
 
 
 def ordered(x: np.ndarray) -> np.ndarray:

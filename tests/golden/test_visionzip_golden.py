@@ -10,7 +10,7 @@ from foveate.core.views import Attention
 from foveate.encode.tokens.visionzip import VisionZip
 from tests.golden.golden_cases import TOLERANCE, Case, cases, segment
 
-pytestmark = pytest.mark.claim("F10")
+pytestmark = [pytest.mark.claim("F10"), pytest.mark.claim("C1")]
 
 ALL = cases("visionzip")
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +30,12 @@ from foveate.engine.compress import (
     refuse_later_stages,
     refuse_old_cache,
 )
-from foveate.engine.language_door import begin, language_run, refuse_own_caches
+from foveate.engine.language_door import (
+    begin,
+    language_run,
+    refuse_own_caches,
+    refuse_unguided,
+)
 from foveate.engine.language_run import LanguageRun
 from foveate.engine.patches import acts_on_patches, patches_of
 from foveate.engine.select import TextTower
@@ -52,13 +58,15 @@ def attach(
     plan: str | Plan,
     *,
     processor: Any = None,
-    text_tower: Callable[[str], Any] | None = None,
+    text_tower: Callable[[str], Any] | str | Path | None = None,
     cache: FeatureCache | None = None,
 ) -> Iterator[Attached]:
     """Run `plan` inside the user's own generate() and forward() calls, until the block ends.
 
-    The processor, if given, tells special tokens, tile markers and how pictures were normalised. text_tower: the question's words
-    to an embedding (e,) in the space of the encoder's features, for methods that compare the two.
+    The processor, if given, tells special tokens, tile markers and how pictures were normalised.
+    text_tower, for methods that compare words and patches: the folder or hub id of the CLIP or SigLIP
+    model that the vision tower was taken from, a JointSpace, or a function of the question's words
+    that answers (e,) in the width of the encoder's features.
     cache: a FeatureCache, so that pictures seen before are not encoded again, by plan "none" either.
     Sequences start with the caller's full input_ids; logits of forward() are those of the shortened
     sequence, its loss is over the caller's labels. Raises UnsupportedError before any compute if the
@@ -66,6 +74,7 @@ def attach(
     """
     parsed = Plan.parse(plan)
     refuse_later_stages(parsed)
+    refuse_unguided(parsed)
     pixels = parsed.stage("pixels")
     if pixels is not None and not acts_on_patches(parsed):
         raise UnsupportedError(
@@ -168,11 +177,37 @@ def special_ids(adapter: AutoAdapter, processor: Any) -> frozenset[int]:
     return frozenset(found)
 
 
-def reading_ids(text_tower: Callable[[str], Any] | None, processor: Any) -> TextTower | None:
-    """The user's text tower as a function of token ids; it needs the processor's tokenizer."""
+class _Reading:
+    """A text tower as a function of token ids; `patches` where the tower has one."""
+
+    def __init__(self, tower: Callable[[str], Any], tokenizer: Any) -> None:
+        self.tower, self.tokenizer = tower, tokenizer
+        if hasattr(tower, "patches"):
+            self.patches = tower.patches
+
+    def __call__(self, ids: list[int]) -> Any:
+        return self.tower(self.tokenizer.decode(ids))
+
+
+def reading_ids(
+    text_tower: Callable[[str], Any] | str | Path | None, processor: Any
+) -> TextTower | None:
+    """The user's text tower as a function of token ids; it needs the processor's tokenizer.
+
+    A folder or hub id is loaded as a JointSpace. InputError for a bare model without its tokenizer.
+    """
     if text_tower is None:
         return None
+    if hasattr(text_tower, "get_text_features"):
+        raise InputError(
+            "text_tower= is a model without its tokenizer: give its folder or hub id, or "
+            "foveate.models.joint.JointSpace(model, tokenizer)"
+        )
     tokenizer = getattr(processor, "tokenizer", processor)
     if tokenizer is None:
         raise InputError("text_tower= needs processor=, whose tokenizer reads the question's ids")
-    return lambda ids: text_tower(tokenizer.decode(ids))
+    if isinstance(text_tower, str | Path):
+        from foveate.models.joint import JointSpace
+
+        text_tower = JointSpace.from_pretrained(text_tower)
+    return _Reading(text_tower, tokenizer)

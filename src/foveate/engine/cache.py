@@ -33,6 +33,7 @@ from foveate.engine.cache_key import (
 )
 from foveate.models.adapter import AutoAdapter
 from foveate.models.encoded import Encoded
+from foveate.models.packed import KeptPatches
 
 MEMORY_BYTES = 512 * 2**20
 DISK_BYTES = 4 * 2**30
@@ -127,16 +128,18 @@ class FeatureCache:
         modality: str = "image",
         needs: frozenset[Need] = frozenset(),
         around: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
+        kept: KeptPatches | None = None,
     ) -> Fetched:
         """What `adapter.encode` gives, encoding only the pictures that are not known.
 
-        Always encoded, and never stored: plans that act inside the tower (`around`), a vision side
-        in training mode or recording gradients, and inputs that cannot be hashed.
+        Always encoded, and never stored: plans that act inside the tower (`around`) or leave out
+        patches (`kept`), a vision side in training mode or recording gradients, and inputs that
+        cannot be hashed.
         """
-        if around is not None or not hashable(mm) or _trains(adapter, mm):
+        if around is not None or kept is not None or not hashable(mm) or _trains(adapter, mm):
             with self._lock:
                 self._bypassed += 1
-            return Fetched(adapter.encode(mm, modality, needs, around), frozenset())
+            return Fetched(adapter.encode(mm, modality, needs, around, kept), frozenset())
         with self._lock:
             identity = self._identities.of(adapter)
         facts = facts_of(adapter, needs)

@@ -163,7 +163,8 @@ def _grid(segment: KeptSegment) -> Mask:
             "place in the picture"
         )
     mask = np.zeros(segment.tokens, bool)
-    mask[np.asarray(segment.anchors, np.int64)] = True
+    shown = segment.anchors if segment.deep is None else segment.deep
+    mask[np.asarray(shown, np.int64)] = True
     return mask.reshape(t, h, w)
 
 

@@ -4,7 +4,6 @@ taking others down.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,25 +14,25 @@ import torch
 from foveate.core.errors import FoveateError, InputError, MediaError
 from foveate.core.plan import Plan
 from foveate.core.report import Report
+from foveate.engine import guide as guiding
 from foveate.engine.attach import reading_ids, special_ids
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
-from foveate.engine.kv_report import kv_bytes
 from foveate.engine.language_door import (
     acts_inside,
     begin,
     kept_segments,
     language_run,
     refuse_own_caches,
-    tokens_by_layer,
 )
 from foveate.engine.language_run import LanguageRun
 from foveate.engine.loading import load
 from foveate.engine.patches import patches_of
 from foveate.engine.phases import FirstLogits, Unchanged
 from foveate.engine.prompt import chat_text, check_words
+from foveate.engine.report import report_of
 from foveate.engine.request import Answer, Prepared, Request
-from foveate.engine.times import stamp
+from foveate.engine.times import stamper
 from foveate.measure.clock import StageClock
 from foveate.models import compat
 from foveate.models.adapter import adapter_for
@@ -75,9 +74,9 @@ class Engine:
     """Runs plans on one model. `max_pixels` bounds a picture, `max_frames` a video; `cache` keeps
     encoded pictures for later questions (none by default, so that times are those of a first one).
 
+    `guide` is an engine over a small sibling, for methods that follow one.
     A batch is padded on the left; requests without media and requests with pictures or videos run
-    as
-    batches of their own. Not safe for concurrent calls on one model.
+    as batches of their own. Not safe for concurrent calls on one model.
     """
 
     def __init__(
@@ -90,7 +89,9 @@ class Engine:
         allow_url: bool = False,
         text_tower: Callable[[str], Any] | str | Path | None = None,
         cache: FeatureCache | None = None,
+        guide: Engine | None = None,
     ) -> None:
+        self.guide = guiding.checked(guide)
         self.model: Any = compat.unwrap(model)
         self.processor = processor
         self.adapter = adapter_for(self.model)
@@ -129,6 +130,7 @@ class Engine:
         """
         parsed = Plan.parse(plan)
         refuse_later_stages(parsed)
+        guiding.refuse(parsed, self.guide, streamer)
         if acts_inside(parsed):
             refuse_own_caches(options)
             LanguageRun(self.adapter, parsed)  # refuses what this model cannot run
@@ -164,7 +166,7 @@ class Engine:
         for members in groups.values():
             for start in range(0, len(members), batch_size):
                 part = members[start : start + batch_size]
-                found = self._guarded([p for _, p in part], parsed, settings)
+                found = guiding.answered(self, [p for _, p in part], parsed, settings)
                 for (i, _), answer in zip(part, found, strict=True):
                     answers[i] = answer
                 if progress is not None:
@@ -233,11 +235,7 @@ class Engine:
             text_tower=self.text_tower,
             cache=self.cache,
             processor=self.processor,
-            times=functools.partial(
-                stamp,
-                clips=[[v.time_s for v in row] for row in videos],
-                pictures=[len(row) for row in pictures],
-            ),
+            times=stamper(videos, pictures),
         )
         if look.notes:
             for m, extra in zip(ready.members, look.notes, strict=True):
@@ -346,57 +344,8 @@ class Engine:
         return set(eos) if isinstance(eos, list) else {int(eos)}
 
     def report(self, run: Run, index: int, new_tokens: int) -> Report:
-        plan, short, look, clock = run.plan, run.short, run.look, run.clock
-        row, tower = short.rows[index], short.tower
-        resolved = plan.resolved(mrope=self.adapter.mrope)
-        prompt = len(row.index)
-        notes = list(run.members[index].notes)
-        if len(run.members) > 1:
-            notes.append(f"milliseconds are of the whole batch of {len(run.members)}")
-        if row.cached:
-            which = "" if row.cached == len(row.segments) else f" for {row.cached} segments"
-            notes.append(f"encoder features from the cache{which}")
-        if self.cache is not None and tower is not None and row.segments:
-            notes.append("a tower method acted: its features are not cached")
-        if row.unseen:
-            seen = row.visual_in - row.unseen
-            cached = ", and their features are not cached" if self.cache is not None else ""
-            notes.append(
-                f"patches of {seen} of {row.visual_in} visual tokens entered the tower{cached}"
-            )
-        saved = look.dropped[index] if look.dropped else 0
-        changed = not short.identity or (tower is not None and not tower.identity) or look.changed
-        layers = tokens_by_layer(run.inside, index, len(run.members))
-        fixed = sum(s.fixed_kept for s in row.reports)
-        changed = changed or (layers is not None and layers[-1] < row.visual_kept + fixed)
-        if not changed and not plan.is_identity:
-            notes.append("the budget is at or above the tokens: nothing was dropped")
-        ms, cpu = clock.wall_ms, clock.cpu_ms
-        lead = ("preprocess", "encode", "select", "prefill")
-        return Report(
-            plan=str(plan),
-            plan_hash=resolved.hash,
-            model=self.name,
-            positions=short.positions,
-            identity=not changed,
-            visual_tokens_in=row.visual_in + saved,
-            visual_tokens_kept=row.visual_kept,
-            fixed_tokens_kept=fixed,
-            text_tokens=row.text_tokens,
-            prompt_tokens=prompt,
-            prompt_tokens_in=row.length + saved,
-            new_tokens=new_tokens,
-            kv_bytes=kv_bytes(
-                getattr(run.out, "past_key_values", None), prompt + new_tokens, index, new_tokens
-            ),
-            layers=layers,
-            tower_tokens=tower.tokens_of(row.placed) if tower is not None else None,
-            segments=row.reports,
-            ms=dict(ms),
-            cpu_ms=dict(cpu),
-            ttft_ms=sum(ms.get(p, 0.0) for p in lead),
-            notes=tuple(notes),
-        )
+        """What request `index` of a run that has ended cost."""
+        return report_of(self, run, index, new_tokens)
 
 
 def _until(ids: list[int], eos: set[int]) -> list[int]:

@@ -114,9 +114,7 @@ class Look:
     def _check_family(self, videos: bool) -> None:
         name, acts, kind = self.method.name, self.method.acts, self.adapter.model_type
         if acts == "patches":
-            raise UnsupportedError(
-                f"{name} drops patches before the tower, which no family here can"
-            )
+            raise UnsupportedError(f"{name} acts on preprocessed patches: compress() runs it")
         if acts in ("size", "tiles") and videos:
             raise UnsupportedError(
                 f"{name} acts on pictures, and this batch brings videos: take frames or keyframes "
@@ -282,7 +280,7 @@ def _check(name: str, view: Pixels, plan: PixelPlan, resolution: Resolution) -> 
     """PlanError for a plan that its picture cannot follow, UnsupportedError where the family cannot."""
     video = view.time_s is not None
     if plan.patches is not None:
-        raise UnsupportedError(f"{name} drops patches before the tower, which no family here can")
+        raise PlanError(f"{name} leaves out patches, and does not say so: acts must be 'patches'")
     if plan.size is not None:
         if video or not resolution.resizes:
             raise UnsupportedError(f"{name} resizes what this family shows at one size")

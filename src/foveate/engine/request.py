@@ -32,13 +32,18 @@ class Request:
 
 @dataclass(frozen=True)
 class KeptSegment:
-    """Which tokens of a segment stayed: anchors (k,) index the grid (t, h, w) row by row."""
+    """Which tokens of a segment stayed: anchors (k,) index the grid (t, h, w) row by row.
+
+    deep: the anchors of those that the deepest layer with visual tokens still has, where a method
+    drops tokens inside the language model; None where none does.
+    """
 
     image: int
     kind: str
     grid: Grid
     tokens: int
     anchors: np.ndarray
+    deep: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -30,10 +30,26 @@ class Placed:
 
     @property
     def free(self) -> np.ndarray:
-        """Indices of the tokens a method may choose among, fixed ones left out."""
+        """Indices of the tokens a method may choose among: not fixed, and seen by the tower."""
+        there = np.ones(self.piece.n, dtype=bool)
+        if self.piece.fixed is not None:
+            there &= ~self.piece.fixed.cpu().numpy()
+        if self.piece.present is not None:
+            there &= self.piece.present.cpu().numpy()
+        return np.flatnonzero(there)
+
+    @property
+    def fixed(self) -> int:
+        """Tokens that carry layout."""
+        return 0 if self.piece.fixed is None else int(self.piece.fixed.sum())
+
+    def cells(self, chosen: np.ndarray) -> np.ndarray:
+        """Places in the grid of tokens that are numbered among the free ones."""
+        free = self.free
         if self.piece.fixed is None:
-            return np.arange(self.piece.n)
-        return np.flatnonzero(~self.piece.fixed.cpu().numpy())
+            return free[chosen]
+        fixed = self.piece.fixed.cpu().numpy()
+        return (np.cumsum(~fixed) - 1)[free[chosen]]
 
 
 def place(
@@ -92,9 +108,9 @@ def segments(
     out = []
     for ordinal, p in enumerate(rows):
         piece = p.piece
-        features = piece.features
-        if piece.fixed is not None:
-            features = features[torch.as_tensor(p.free, device=features.device)]
+        features, free = piece.features, p.free
+        if free.size != piece.n:
+            features = features[torch.as_tensor(free, device=features.device)]
         wants = any(n.what not in ("question", "clip") for n in needs)
         view = encoder_view(encoded[p.modality], piece, needs) if wants else None
         out.append(

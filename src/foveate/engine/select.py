@@ -17,7 +17,7 @@ from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Reduction, Segment
 from foveate.models.adapter import AutoAdapter
 
-TextTower = Callable[[list[int]], Any]  # token ids of the question -> its embedding (e,)
+TextTower = Callable[[list[int]], Any]  # token ids of the question -> its embedding (e,) or (s, e)
 _ENCODER = {"features", "cls", "received", "saliency", "keys", "query"}
 
 
@@ -77,7 +77,8 @@ def question_of(
     if wants_clip and text_tower is None:
         raise UnsupportedError(
             f"{method.name} needs a text tower that shares a space with the vision tower; give one "
-            "as text_tower= to attach or Engine, or choose the variant that reads the language model"
+            "as text_tower= to attach or Engine (--text-tower on the command line), or choose the "
+            "variant that reads the language model"
         )
     visual = {adapter.token_id("image"), adapter.token_id("video")}
     host = ids.tolist()
@@ -87,6 +88,27 @@ def question_of(
     embeddings = adapter.model.get_input_embeddings()(words)
     clip = text_tower(words.tolist()) if wants_clip and text_tower is not None else None
     return Question(turn=-1, ids=words, embeddings=embeddings, clip=clip)
+
+
+def in_joint_space(
+    method: TokenMethod | None, segments: list[Segment], text_tower: TextTower | None
+) -> list[Segment]:
+    """The segments with their encoder tokens in the text tower's space, if the method asks for it.
+
+    A tower without `patches` answers in the width of the encoder's features, which are then the space.
+    """
+    layer = next((n.layer for n in method.needs if n.what == "clip"), None) if method else None
+    if layer is None or text_tower is None:
+        return segments
+    patches = getattr(text_tower, "patches", None)
+    out = []
+    for s in segments:
+        hidden = s.encoder.hidden.get(layer) if s.encoder is not None else None
+        if s.encoder is not None and hidden is not None:
+            joint = hidden if patches is None else patches(hidden)
+            s = replace(s, encoder=replace(s.encoder, joint=joint))
+        out.append(s)
+    return out
 
 
 def reduce_request(

@@ -55,6 +55,8 @@ def window_votes(
     """Pooled votes (Hkv, n - w) of the last w queries for each entry before them."""
     n = len(view.keys[0])
     w = min(window, n - 1)
+    if w == 0:  # a prompt of one token: there is nothing to vote on
+        return view.keys[0].new_zeros(len(view.keys), 0)
     rows = view.rows(np.arange(n - w, n))[:, :, : n - w]
     votes = rows.mean(1) if mean else rows.sum(1)
     votes = votes.view(len(view.keys), -1, n - w).mean(1)

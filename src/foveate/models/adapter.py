@@ -30,6 +30,7 @@ from foveate.models.encoded import (
     joined,
 )
 from foveate.models.grids import block_group, square
+from foveate.models.packed import KeptPatches
 
 MODALITIES = ("image", "video")
 _PIXELS = {"image": ("pixel_values", "image_patches"), "video": ("pixel_values_videos",)}
@@ -88,6 +89,7 @@ class AutoAdapter:
         self.text_config = model.config.get_text_config()
         if self.unsupported:
             raise UnsupportedError(f"{self.config.model_type}: {self.unsupported}")
+        self._parts: tuple[nn.Module, tuple[list[nn.Module], list[nn.Module], bool]] | None = None
 
     # --- facts ----------------------------------------------------------------------------------
     @property
@@ -152,12 +154,15 @@ class AutoAdapter:
         modality: str = "image",
         needs: frozenset[Need] = frozenset(),
         around: Callable[[], contextlib.AbstractContextManager[Any]] | None = None,
+        kept: KeptPatches | None = None,
     ) -> Encoded:
-        """Run the vision side once. `needs` says which encoder facts to capture on the way."""
+        """Run the vision side once, on `kept` patches alone if given. `needs` says which encoder
+        facts to capture on the way.
+        """
         fn = self.feature_fn(modality)
         if fn is None:
             raise UnsupportedError(f"{self.model_type} takes no {modality}")
-        blocks = compat.tower_blocks(self.vision)
+        blocks, modules, _ = self._tower_parts()
         layers = {n.layer for n in needs if n.what in _ATTENTION}
         wanted = {block_index(layer, len(blocks)) for layer in layers}
         layers = {n.layer for n in needs if n.what == "features"}
@@ -171,32 +176,53 @@ class AutoAdapter:
             if need.what in _ATTENTION:
                 what = ("cls" if front else "received") if need.what == "saliency" else need.what
                 kinds.setdefault(block_index(need.layer, len(blocks)), set()).add(what)
-        modules = [compat.attention_modules(b)[0] for b in blocks]
         for index in wanted:
             captures[id(modules[index])] = compat.Capture(frozenset(kinds[index]), front)
         with contextlib.ExitStack() as stack:
             if around is not None:
                 stack.enter_context(around())
+            if kept is not None:
+                stack.enter_context(kept.dropping())
             if captures:
                 stack.enter_context(compat.tapped(modules, captures))
             found = stack.enter_context(compat.recorded({i: blocks[i] for i in states}))
             out = fn(**mm, return_dict=True)
+        if kept is not None:
+            mm = {**mm, "kept_tokens": kept.tokens}
         tokens = EncoderTokens(blocks=len(blocks))
         self._fill_hidden(tokens, out, found, mm)
         self._fill_attention(tokens, captures, {i: id(modules[i]) for i in wanted}, mm)
         pieces = self.video_pieces(out, mm) if modality == "video" else self.pieces(out, mm)
+        if kept is not None:
+            kept.narrow(pieces)
         tokens.drop_unless_covering(pieces)
         self._spread_deepstack(out, pieces)
         return Encoded(modality, out, pieces, tokens, self.tokenwise and modality == "image")
 
     def specials(self) -> tuple[int, int]:
         """Special tokens before and after the patches of each encoder pass."""
-        embeddings = [m for m in self.vision.modules() if hasattr(m, "class_embedding")]
-        embeddings += [m for m in self.vision.modules() if hasattr(m, "cls_token")]
-        return (1, 0) if embeddings else (0, 0)
+        return (1, 0) if self._tower_parts()[2] else (0, 0)
+
+    def _tower_parts(self) -> tuple[list[nn.Module], list[nn.Module], bool]:
+        """The tower's blocks, the attention module of each, and whether it has a special token;
+        looked up once a tower, for that walks all its modules.
+        """
+        vision = self.vision
+        if self._parts is None or self._parts[0] is not vision:
+            blocks = compat.tower_blocks(vision)
+            attention = [compat.attention_modules(b)[0] for b in blocks]
+            special = any(
+                hasattr(m, name)
+                for m in vision.modules()
+                for name in ("class_embedding", "cls_token")
+            )
+            self._parts = vision, (blocks, attention, special)
+        return self._parts[1]
 
     def reorder(self, tokens: Tensor, mm: Mapping[str, Any]) -> Tensor:
-        """Bring flattened encoder tokens (M, …) to the order of the pixels; identity by default."""
+        """Bring flattened encoder tokens (M, …) to the order of the pixels; identity by default.
+        mm["kept_tokens"] (n,) bool, if there, says which visual tokens' patches entered the tower.
+        """
         return tokens
 
     def _fill_hidden(

@@ -210,28 +210,35 @@ def observe(
         if "query" in capture.want and capture.specials:
             capture.query.append(q32[:, :, : capture.specials].transpose(1, 2))
 
-        def rows(start: int, stop: int) -> Tensor:
-            logits = q32[:, :, start:stop] @ k32.transpose(-1, -2)
+        def rows(items: slice, start: int, stop: int) -> Tensor:
+            logits = q32[items, :, start:stop] @ k32[items].transpose(-1, -2)
             logits *= scale
             if mask is None:
                 return torch.softmax(logits, -1)
-            part = mask[..., start:stop, :] if mask.shape[-2] > 1 else mask
+            part = mask if mask.shape[0] == 1 else mask[items]
+            part = part[..., start:stop, :] if part.shape[-2] > 1 else part
             ok = part if part.dtype == torch.bool else None
             logits = logits.masked_fill(~ok, -torch.inf) if ok is not None else logits + part
             return torch.softmax(logits, -1).nan_to_num(0.0)
 
         if "cls" in capture.want and capture.specials:
-            capture.cls.append(rows(0, 1)[:, :, 0])
+            capture.cls.append(rows(slice(None), 0, 1)[:, :, 0])
         if "received" in capture.want:
             total = torch.zeros_like(q32[:, :, :, 0])
-            block = max(1, 2**21 // max(1, q32.shape[1] * q32.shape[2]))
-            asks = _asking(mask, q32.shape[2])
+            passes, heads, length = total.shape
+            # Blocks that stay in a processor's cache: whole passes, or rows of a single one.
+            block = max(1, 2**21 // max(1, heads * length))
+            each = max(1, block // max(1, length))
+            asks = _asking(mask, length)
             capture.padded |= asks is not None and not bool(asks.all())
-            for start in range(0, q32.shape[2], block):
-                part = rows(start, min(start + block, q32.shape[2]))
-                if asks is not None:  # a padded patch attends too, but nobody asked
-                    part = part * asks[..., start : start + part.shape[2], None]
-                total += part.sum(-2)
+            for i in range(0, passes, each):
+                items = slice(i, i + each)
+                for start in range(0, length, block):
+                    part = rows(items, start, min(start + block, length))
+                    if asks is not None:  # a padded patch attends too, but nobody asked
+                        asked = asks if asks.shape[0] == 1 else asks[items]
+                        part = part * asked[..., start : start + part.shape[2], None]
+                    total[items] += part.sum(-2)
             capture.received.append(total)
 
 

@@ -27,7 +27,8 @@ class Piece:
     none;
     part (m,): encoder pass. deepstack: one (n, d) tensor a layer. picture: index of the picture in
     the
-    batch, or -1 where only the runs of placeholders tell.
+    batch, or -1 where only the runs of placeholders tell. present (n,) bool: tokens whose patches
+    entered the tower, None = all; rows of the others mean nothing, and `group` counts present ones.
     """
 
     features: Tensor
@@ -41,6 +42,7 @@ class Piece:
     deepstack: list[Tensor] | None = None
     picture: int = -1
     time_s: Tensor | None = None
+    present: Tensor | None = None
 
     @property
     def n(self) -> int:

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from foveate.models import compat
 from foveate.models.adapter import AutoAdapter, family
+from foveate.models.compat_packed import kept_order
 from foveate.models.encoded import Piece
+from foveate.models.packed import raster_owner
 
 
 @family("qwen2_5_vl", "qwen2_5_omni_thinker")
@@ -24,6 +26,8 @@ class WindowedAdapter(AutoAdapter):
         if grids is None:
             grids = mm["video_grid_thw"]
         order = compat.window_order(self.config.vision_config, grids).to(tokens.device)
+        if mm.get("kept_tokens") is not None:
+            order = kept_order(order, mm["kept_tokens"])
         unit = tokens.shape[0] // order.shape[0]
         windows = tokens.unflatten(0, (-1, unit))
         pixels = torch.empty_like(windows)
@@ -37,10 +41,7 @@ class PaddleOcrAdapter(AutoAdapter):
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         pieces = super().pieces(out, mm)
-        for piece, (_, h, w) in zip(pieces, mm["image_grid_thw"].tolist(), strict=True):
-            _, small_h, small_w = piece.grid
-            place = torch.arange(piece.group.shape[0], device=piece.features.device)  # type: ignore[union-attr]
-            frame, row, col = place // (h * w), place % (h * w) // w, place % w
-            block = (row // (h // small_h)) * small_w + col // (w // small_w)
-            piece.group = frame * small_h * small_w + block
+        for piece, patches in zip(pieces, mm["image_grid_thw"].tolist(), strict=True):
+            merge = patches[1] // piece.grid[1]
+            piece.group = raster_owner(tuple(patches), merge).to(piece.features.device)
         return pieces
