@@ -1,7 +1,7 @@
 """The generated catalogue: a page for each method, their index and docs/catalogue.json, from the registry.
 
 Called by docs/generate.py. Needs no torch. What a page says stands in the method's own file: class
-attributes, settings and docstrings; only the index's words on how to choose are written here.
+attributes, settings and docstrings; only the index's words on how to choose are written, in choosing.py.
 """
 
 from __future__ import annotations
@@ -10,15 +10,19 @@ import dataclasses
 import inspect
 import json
 import re
+import runpy
 import sys
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from foveate.cli import families
 from foveate.cli.list import describe
 from foveate.core import registry
+from foveate.core.language import GuidedMethod
 from foveate.core.method import Budgeted, Method, describe_range
 
+CHOOSING = runpy.run_path(str(Path(__file__).with_name("choosing.py")))
 Family = dict[str, Any]
 BUDGET = [f.name for f in dataclasses.fields(Budgeted)]
 MARK = "Written by `python docs/generate.py` from the registry; do not edit."
@@ -141,6 +145,8 @@ def limits(method: type[Method], known: dict[str, Family]) -> list[str]:
         line = f"The tower offers what it needs in {len(names)} of {len(total)} "
         line += "configurations of [the family matrix](../matrix.md)"
         out.append(line + (f"; not in {', '.join(missing)}." if missing else "."))
+    if method.stage in ("prefill", "memory"):
+        out += inside(method)
     if method.stage == "tower":
         out.append("A tower that packs its pictures, has windows or turns positions inside its blocks is "
                    "refused: no token can leave there.")  # fmt: skip
@@ -182,6 +188,49 @@ def limits(method: type[Method], known: dict[str, Family]) -> list[str]:
     return list(dict.fromkeys(out))
 
 
+def inside(method: type[Method]) -> list[str]:
+    """Limits of what acts inside the language model."""
+    own = ("The prompt must come in one pass, and the cache is the engine's own: caches of the caller, "
+           "prompt lookup and assisted decoding are refused.")  # fmt: skip
+    if method.stage == "memory":
+        return ["Every token passes through the language model first: encoding and prefill cost what "
+                "they cost before.", own,
+                "What the question made it keep may not be what a later question needs."]  # fmt: skip
+    reads = getattr(method, "reads", frozenset())
+    guided = issubclass(method, GuidedMethod)
+    out = []
+    if guided:
+        out.append("It needs a small sibling that splits pictures into the same tokens: "
+                   "`Engine(..., guide=)`. `attach` and the command line have none, and refuse.")  # fmt: skip
+    if reads:
+        out.append("A layer whose attention it reads must keep keys and values: where that is a layer "
+                   "of linear attention, the plan is refused.")  # fmt: skip
+    out.append("Where deep layers read the keys of others, as in Gemma 3n, tokens can leave only before "
+               "the first of them; a later layer is refused.")  # fmt: skip
+    out.append(own)
+    out.append("Encoding and the layers before the first drop cost what they cost before.")
+    if reads or guided:
+        out.append("The choice depends on the question: keys and values of the picture cannot serve "
+                   "another question about it.")  # fmt: skip
+    return out
+
+
+def needs_text(method: type[Method]) -> str:
+    """What a method asks for, as its stage names it."""
+    if issubclass(method, GuidedMethod):
+        return "scores of a guide, a small sibling model"
+    if method.stage == "prefill":
+        names = {
+            "previous": "queries and keys of the layer before",
+            "next": "queries and keys of the layer itself, ahead of it",
+        }
+        read = [names[source] for source in sorted(getattr(method, "reads", ()), reverse=True)]
+        return ", ".join(read) or "nothing beyond the hidden states"
+    if method.stage != "tokens":
+        return "-"
+    return ", ".join(f"`{n}`" for n in describe(method)["needs"]) or "nothing beyond the tokens"
+
+
 # --- pages ---------------------------------------------------------------------------------------
 def facts_table(method: type[Method], row: dict[str, Any]) -> list[str]:
     paper = row["paper"]
@@ -190,12 +239,11 @@ def facts_table(method: type[Method], row: dict[str, Any]) -> list[str]:
         link = f", [arXiv {paper['arxiv']}](https://arxiv.org/abs/{paper['arxiv']})"
         cited = f"{paper['authors']}, “{marked(paper['title'])}”, {paper['year']}"
         cited += link if paper["arxiv"] else ""
-    needs = ", ".join(f"`{n}`" for n in describe(method)["needs"]) or "nothing beyond the tokens"
     rows = [
         ("stage", method.stage),
         ("paper", cited),
         ("evidence", f"{method.evidence}: {EVIDENCE[method.evidence]}"),
-        ("needs", needs if method.stage == "tokens" else "-"),
+        ("needs", needs_text(method)),
         ("counts", f"{method.counts}: {COUNTS[method.counts]}"),
         ("licence of the authors' code", row["code_licence"] or "-"),
         ("source", f"`{method.__module__}`"),
@@ -222,8 +270,11 @@ def settings_table(method: type[Method]) -> list[str]:
 def page(method: type[Method], known: dict[str, Family]) -> str:
     words = own_words(method)
     differs = [p for p in words if p.startswith(DIFFERENCES)]
-    source = [p.removeprefix("Paper: ") for p in words if p.startswith("Paper:")]
-    does = [p for p in words if p not in differs and not p.startswith("Paper:")]
+    cited = (method.paper.arxiv if method.paper else None) or "Paper:"
+    source = [p for p in words if p.startswith("Paper:")]
+    source = source or [p for p in words if cited in p and p not in differs][:1]
+    does = [p for p in words if p not in differs and p not in source]
+    source = [p.removeprefix("Paper: ") for p in source]
     lines = [f"# {method.name}", "", f"{marked(sentence(method.summary))}", ""]
     lines += [f"{MARK} [All methods](README.md)", "", *facts_table(method, record(method)), ""]
     lines += ["## What it does", "", *"\n\n".join(map(marked, does)).splitlines(), ""]
@@ -250,77 +301,6 @@ def page(method: type[Method], known: dict[str, Family]) -> str:
 
 
 # --- the index -----------------------------------------------------------------------------------
-GROUPS = (
-    (
-        "pixels",
-        "On pixels",
-        """\
-What is not looked at costs nothing: these act before the vision tower, so they save its time, the
-language model's and the cache. They only work where a family follows the size of a picture, has
-tiles or reads a video's frames; elsewhere they are refused. What is lost here cannot be found again
-further on: a smaller picture has no small print.""",
-    ),
-    (
-        "tower",
-        "In the vision tower",
-        """\
-Tokens are merged or dropped between the tower's blocks, so that later blocks have less to do. On a
-small model the tower can be most of the time, and this is the only stage beside pixels that saves
-it. The price is that every later block sees less, and that few towers allow it.""",
-    ),
-    (
-        "tokens",
-        "After the vision tower",
-        """\
-The tower sees everything, the language model a part. This saves prefill, the cache and every
-decoding step's attention, and nothing of the tower. Three ideas recur. *Saliency*: keep what the
-tower itself attends to. *Diversity* or *coverage*: keep tokens that are unlike each other, or that
-stand for the others. *Relevance*: keep what the question is about. Many methods weigh two of them;
-some merge what they do not keep into what they do.""",
-    ),
-    (
-        "video",
-        "Video",
-        """\
-Neighbouring frames are alike, which pictures are not. These compare a token with the one at the
-same place before, or share the budget over frames. Most refuse a request without a video. `frames`
-and `keyframes` leave out whole frames before anything is encoded.""",
-    ),
-    (
-        "control",
-        "Controls",
-        """\
-What needs no idea at all. A method that does not beat them on your pictures, at the same number of
-tokens, is not worth its time. `foveate compare` puts `random`, `pool` and, of the pixel methods,
-`downscale` beside every comparison.""",
-    ),
-)
-CHOICE = """\
-## How to choose
-
-This guide names no winner: which method keeps the right tokens depends on the model, the pictures,
-the questions and the budget, and figures of papers come from other ones than yours. What can be
-said beforehand:
-
-1. **Find out where the time goes.** `foveate run --compare` shows milliseconds by stage. If
-   encoding is most of it, a method after the tower cannot help much; look at pixels and the tower.
-2. **See what your model allows.** [The family matrix](../matrix.md) and the *needs* of each method;
-   a method that the model cannot serve is refused before anything is computed, with the reason.
-3. **One picture, one question, or many?** A method that does not read the question can serve every
-   later question about the same picture with the same tokens. One that does must choose anew each
-   time.
-4. **Is memory planned?** Where *counts* is image, the tokens kept are known before the picture is
-   read. Adaptive counts follow the content.
-5. **What is the evidence?** Golden and reference say that the computation is the paper's;
-   reconstructed says that parts of it are ours. None of them says how good the answers are.
-6. **Compare on your own pictures**, controls beside it, and read the intervals before the order:
-
-```sh
-foveate compare scans/ --question "what is the total?" --methods visionzip,divprune,scope --keep 1/4
-```
-"""
-
-
 def group_of(method: type[Method]) -> str:
     if method.stage == "tokens" and method.evidence == "control":
         return "control"
@@ -337,7 +317,7 @@ def index(found: dict[str, type[Method]]) -> str:
     lines += [f"| {name} | {what} |" for name, what in EVIDENCE.items()]
     lines += ["", "| counts | what it means |", "|---|---|"]
     lines += [f"| {name} | {what} |" for name, what in COUNTS.items()]
-    for group, title, words in GROUPS:
+    for group, title, words in CHOOSING["GROUPS"]:
         mine = {n: m for n, m in found.items() if group_of(m) == group}
         lines += ["", f"## {title}", "", " ".join(words.split()), ""]
         if not mine:
@@ -346,8 +326,10 @@ def index(found: dict[str, type[Method]]) -> str:
         lines += ["|---|---|---|---|---|---|---|"]
         for name, method in mine.items():
             whats = sorted({n.what for n in method.needs}) or [
-                "tokens" if method.stage == "tokens" else "-"
+                {"tokens": "tokens", "prefill": "hidden states"}.get(method.stage, "-")
             ]
+            if method.stage == "prefill" and getattr(method, "reads", None):
+                whats = ["attention"]
             paper = method.paper
             cited = f"{paper.authors.split(',')[0]} {paper.year}" if paper else "-"
             if paper and paper.arxiv:
@@ -355,7 +337,7 @@ def index(found: dict[str, type[Method]]) -> str:
             row = (f"[{name}]({name}.md)", marked(method.summary), method.stage, ", ".join(whats))
             row += (method.evidence, method.counts, cited)
             lines.append("| " + " | ".join(map(cell, row)) + " |")
-    return "\n".join(lines) + "\n\n" + CHOICE
+    return "\n".join(lines) + "\n\n" + str(CHOOSING["CHOICE"])
 
 
 def written() -> dict[str, str]:

@@ -38,7 +38,8 @@ def test_a_changed_page_and_a_page_too_many_are_seen(
     generate: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     main = generate["main"]
-    (tmp_path / "catalogue.py").write_bytes((DOCS / "catalogue.py").read_bytes())
+    for name in ("catalogue.py", "choosing.py"):
+        (tmp_path / name).write_bytes((DOCS / name).read_bytes())
     main.__globals__["PAGES"] = tmp_path
     try:
         assert main(["--check"]) == 1 and not (tmp_path / "methods").exists()

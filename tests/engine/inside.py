@@ -27,11 +27,17 @@ def generated(
     plan: Plan,
     call: dict[str, Any],
     steps: int = STEPS,
+    guidance: list[Any] | None = None,
     **options: Any,
 ) -> tuple[Any, Compressed, LanguageRun]:
-    """Greedy steps of a call under a plan, with logits, what entered, and the run for its record."""
+    """Greedy steps of a call under a plan, with logits, what entered, and the run for its record.
+
+    guidance: scores of the visual tokens of each row, for methods that follow a guide.
+    """
     avoid = [t for t in (adapter.token_id("image"), adapter.token_id("video")) if t is not None]
     short = compress(adapter, plan, call)
+    for row, scores in zip(short.rows, guidance or [], strict=False):
+        row.guidance = scores
     run = LanguageRun(adapter, plan)
     with run.attached():
         kwargs = {**short.kwargs, **begin(run, short)}

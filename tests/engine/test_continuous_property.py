@@ -111,6 +111,7 @@ _RELAXED = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
 @settings(max_examples=15, deadline=None, suppress_health_check=_RELAXED)
 @given(**_ARGUMENTS)
+@pytest.mark.claim("I5")
 def test_random_schedules(actions: Any, plan: str, room: int, running: int, tokens: int) -> None:
     _play(actions, plan, room, running, tokens)
 

@@ -171,6 +171,7 @@ def test_bytes_are_those_of_the_entries_kept_within_a_block() -> None:
     assert report.kv_bytes < full.kv_bytes / 4
 
 
+@pytest.mark.claim("I3")
 def test_a_store_frees_what_it_drops_and_grows_by_blocks() -> None:
     store = LayerStore()
     k = torch.randn(2, 100, 4)

@@ -107,7 +107,13 @@ def _reading(known: bool) -> list[str]:
 
 
 def _row(entry: Entry, f: Figures, known: bool, longest: float, columns: int) -> str:
-    kind = "control" if entry.control else "full" if entry.plan.is_identity else "method"
+    kind = (
+        "control"
+        if entry.control
+        else "full"
+        if entry.plan.is_identity and not entry.error
+        else "method"
+    )
     head = f'<tr class="{kind}"><th scope="row">{_breakable(entry.name)}</th>'
     if entry.error is not None:
         reason = _text(entry.error)

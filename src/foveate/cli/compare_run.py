@@ -81,13 +81,16 @@ class Outcome:
 def line_up(names: Sequence[str], plans: Sequence[str], keep: Fraction) -> list[Entry]:
     """All tokens, the named methods, the plans and the controls, each once.
 
-    UnknownMethodError names the nearest; SettingError if a share is out of range.
+    UnknownMethodError names the nearest. A method that needs more than a share has its error.
     """
     entries = [Entry(FULL, Plan())]
     for name in [*names, *CONTROLS]:
         if any(e.name == name for e in entries):
             continue
-        entries.append(Entry(name, plan_of(name, keep), control=name in CONTROLS))
+        try:
+            entries.append(Entry(name, plan_of(name, keep), control=name in CONTROLS))
+        except SettingError as error:  # trained weights, say, that only a whole plan can name
+            entries.append(Entry(name, Plan(), error=error))
     taken = {str(e.plan) for e in entries}
     for text in plans:
         plan = Plan.load(text)
@@ -122,7 +125,8 @@ def compare_all(
     entry goes ahead; an entry that the model cannot serve is marked there.
     """
     for entry in entries:
-        _warm_up(engine, entry, looks)
+        if entry.error is None:
+            _warm_up(engine, entry, looks)
         progress(1)
     outcome = Outcome(entries, looks)
     for number, look in enumerate(looks):

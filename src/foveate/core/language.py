@@ -9,17 +9,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
-from foveate.core.errors import SettingError
+from foveate.core.errors import SettingError, UnsupportedError
 from foveate.core.method import Method, Stage, setting
 from foveate.core.views import Array, Question, Reduction, Segment
 
 
 @dataclass(frozen=True)
 class LanguageFacts:
-    """Sizes of a language model that trained modules must fit: layers, and hidden, its width."""
+    """Sizes of a language model that trained modules must fit: layers, hidden, its width, and query
+    heads a layer, 0 where the config does not say.
+    """
 
     layers: int
     hidden: int
+    heads: int = 0
 
 
 @dataclass(frozen=True)
@@ -246,6 +249,11 @@ class CachePolicy(Method):
         """Queries at the end of the prompt that rows() may ask for."""
         return int(getattr(self, "window", 0))
 
+    def check(self, facts: LanguageFacts) -> None:
+        """Raise if this model is none that the policy can serve, before anything is computed; `layers`
+        counts those that keep entries. Nothing by default.
+        """
+
     def overflows(self, entries: int, target: int) -> bool:
         """With when = "overflow": whether a head of so many entries is to be brought to `target`, its
         share of the budget, while tokens are added. After a prompt that came whole it always is.
@@ -292,6 +300,13 @@ class KVCodec(Method):
     def append(self, codes: Any, k: Array, v: Array) -> Any:
         """Codes with new text entries (Hkv, s, a) and (Hkv, s, b)."""
         raise NotImplementedError(f"{type(self).__name__} must define append()")
+
+    def truncate(self, codes: Any, entries: int) -> Any:
+        """Codes without the newest `entries`: what a failed step wrote is taken back.
+
+        Errors: UnsupportedError where these are in codes already, and by default.
+        """
+        raise UnsupportedError(f"{self.name} cannot take entries back; decode without drafts")
 
     def nbytes(self, codes: Any) -> int:
         """Bytes held: codes, scales and what stays in full precision."""

@@ -10,8 +10,8 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,47 +19,25 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError, InputError, UnsupportedError
+from foveate.core.language import KVCodec
 from foveate.core.plan import Plan
 from foveate.engine.compress import refuse_later_stages
-from foveate.engine.engine import Engine, Ready, Run
-from foveate.engine.kv_cache import RaggedCache, SequenceKV
-from foveate.engine.language_door import meta_of
-from foveate.engine.language_pass import RowMeta
+from foveate.engine.engine import Engine
+from foveate.engine.job import Job, OnToken
+from foveate.engine.kv_cache import RaggedCache
+from foveate.engine.kv_report import HeldRows
+from foveate.engine.language_door import kept_segments, meta_of, refuse_unguided, taken
 from foveate.engine.language_run import LanguageRun
+from foveate.engine.prefix_cache import shared_caches
 from foveate.engine.request import Answer, Request
 from foveate.engine.scheduler import Chunk, Scheduler, Shrunk
-
-OnToken = Callable[[str, int, str], None]
-"""(id, token id, the text that it added), called in the thread that steps."""
-
-
-@dataclass
-class _Job:
-    """One request between submit and its answer."""
-
-    id: str
-    request: Request
-    ready: Ready | None
-    max_new_tokens: int
-    on_token: OnToken | None
-    run: Run | None = None
-    meta: RowMeta | None = None
-    sequence: SequenceKV | None = None
-    ids: list[int] = field(default_factory=list)
-    said: str = ""
-    start_s: float = 0.0
-    first_s: float | None = None
-
-    @property
-    def call(self) -> dict[str, Any]:
-        assert self.run is not None
-        return self.run.short.kwargs
 
 
 class ContinuousEngine:
     """Serves requests on an Engine's model under one plan.
 
-    token_budget_tokens, max_running, kv_budget_bytes: see Scheduler. Greedy. A request that fails
+    token_budget_tokens, max_running, kv_budget_bytes: see Scheduler; prefix_cache_bytes: what later
+    questions about the same pictures may share (prefix_cache.py), None or 0 = nothing. Greedy. A request that fails
     carries its error in its answer; the others go on. `submit` and `cancel` may be called from other
     threads than the one that steps. Raises UnsupportedError for plans or models that cannot be
     served so, before any compute.
@@ -73,9 +51,11 @@ class ContinuousEngine:
         token_budget_tokens: int = 4096,
         max_running: int = 32,
         kv_budget_bytes: int | None = None,
+        prefix_cache_bytes: int | None = None,
     ) -> None:
         self.engine, self.plan = engine, Plan.parse(plan)
         refuse_later_stages(self.plan)
+        refuse_unguided(self.plan)
         self.run = LanguageRun(engine.adapter, self.plan)
         self.cache = self.run.new_cache()
         if self.cache.recurrent:
@@ -85,7 +65,8 @@ class ContinuousEngine:
             )
         self.scheduler = Scheduler(token_budget_tokens, max_running, kv_budget_bytes)
         self.stop_ids = engine.stop_ids({})
-        self._jobs: dict[str, _Job] = {}
+        self.prefix, self.features = shared_caches(engine, prefix_cache_bytes)
+        self._jobs: dict[str, Job] = {}
         self._done: dict[str, Answer] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -139,7 +120,7 @@ class ContinuousEngine:
                 priority=priority,
                 chunkable=chunkable,
             )
-            job = _Job(id, request, ready, max_new_tokens, on_token, start_s=time.perf_counter())
+            job = Job(id, request, ready, max_new_tokens, on_token, start_s=time.perf_counter())
             self._jobs[id] = job
         return id
 
@@ -210,16 +191,20 @@ class ContinuousEngine:
                 self.scheduler.forget(id)
                 del self._jobs[id]
 
-    def _encode(self, job: _Job) -> None:
+    def _encode(self, job: Job) -> None:
         assert job.ready is not None
         try:
-            job.run = self.engine.compressed(job.ready)
+            inputs = job.ready.inputs
+            job.run = self.engine.compressed(job.ready, self.features)
         except FoveateError as error:
             self._fail(job, error)
             return
         job.ready = None
         row = job.run.short.rows[0]
         job.meta = meta_of(job.run.short, self.engine.special_ids)[0]
+        if self.prefix is not None:
+            short, adapter = job.run.short, self.engine.adapter
+            job.prefix = self.prefix.name(adapter, self.plan, inputs, short, job.meta)
         job.run.clock.start("prefill")
         self.scheduler.encoded(job.id, len(row.index), max(1, self._bytes_per_token()))
 
@@ -233,14 +218,14 @@ class ContinuousEngine:
         size = torch.finfo(self.engine.model.dtype).bits // 8
         return int(2 * sum(self.cache.held) * heads * width * size)
 
-    def _rows(self, jobs: list[_Job], seen: int) -> RaggedCache:
+    def _rows(self, jobs: list[Job], seen: int) -> RaggedCache:
         cache = self.cache
         cache.rows = [j.sequence for j in jobs if j.sequence is not None]
         cache.set_seen(seen)
         self.run.resume(cache, [j.meta for j in jobs if j.meta is not None])
         return cache
 
-    def _decode(self, jobs: list[_Job]) -> None:
+    def _decode(self, jobs: list[Job]) -> None:
         device = self.engine.model.device
         cache = self._rows(jobs, max(j.sequence.length for j in jobs if j.sequence))
         ids = torch.tensor([[j.ids[-1]] for j in jobs], device=device)
@@ -251,34 +236,53 @@ class ContinuousEngine:
         for job, token in zip(jobs, out.logits[:, -1].float().argmax(-1).tolist(), strict=True):
             self._emit(job, int(token))
 
-    def _places(self, job: _Job, start: int, stop: int) -> Tensor:
+    def _places(self, job: Job, start: int, stop: int) -> Tensor:
         """Positions (1, s) or (p, 1, s) of answer tokens start to stop."""
         prompt = job.call["position_ids"]
         steps = torch.arange(start + 1, stop + 1, device=prompt.device)
         found: Tensor = prompt[..., -1:] + steps
         return found
 
-    def _prefill(self, job: _Job, chunk: Chunk) -> None:
+    def _prefill(self, job: Job, chunk: Chunk) -> None:
         assert job.run is not None and job.meta is not None
         length, call = job.meta.n, dict(job.call)
         start, stop = chunk.start, chunk.stop
         call["logits_to_keep"] = 1
-        if start == 0 and stop == length:
+        first = None
+        if self.prefix is not None and start == 0 and job.sequence is None:
+            first = self.prefix.enter(job)
+        if job.sequence is not None and start < length:
+            start = max(start, min(stop, job.sequence.length))
+        if start == stop:  # a shared prefix brought it all
+            self.scheduler.prefilled(job.id, stop)
+            if chunk.emits and first is not None:
+                self._emit(job, first)
+            return
+        pictures = bool(job.run.short.rows[0].placed)
+        # A plan leaves prompts without pictures alone; those go the way of chunks.
+        if start == 0 and stop == length and (pictures or not self._whole):
             self.run.begin([job.meta], call["attention_mask"], "left")
             cache = self._rows([], 0)
             if "mm_encoder_outputs" in call:  # forward() edits what it is given
                 call["mm_encoder_outputs"] = job.run.short.part(0, length)
             out = self.engine.model(**call, past_key_values=cache, use_cache=True)
             job.sequence = cache.rows[0]
+            if self._whole:
+                job.run.inside = taken(self.run, 0)
         else:
             out = self._part(job, call, start, stop, length)
+        token = int(out.logits[0, -1].float().argmax()) if chunk.emits else None
+        if self.prefix is not None:
+            self.prefix.keep(job, start, stop, token)
         self.scheduler.prefilled(job.id, stop)
-        if chunk.emits:
-            self._emit(job, int(out.logits[0, -1].float().argmax()))
+        if token is not None:
+            self._emit(job, token)
 
-    def _part(self, job: _Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
+    def _part(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
         assert job.run is not None
         device = self.engine.model.device
+        if start >= length and stop - start > 1 and self._changes_by_step:
+            return self._stepwise(job, call, start, stop, length)
         if job.sequence is None:
             job.sequence = self.cache.new_row()
         cache = self._rows([job], start)
@@ -307,7 +311,24 @@ class ContinuousEngine:
                 **extra,
             )
 
-    def _emit(self, job: _Job, token: int) -> None:
+    @property
+    def _changes_by_step(self) -> bool:
+        """Whether earlier entries change as tokens are added: each step must then come again alone."""
+        memory = self.run.memory
+        return isinstance(memory, KVCodec) or getattr(memory, "when", None) == "overflow"
+
+    def _stepwise(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
+        assert job.sequence is not None
+        before, job.sequence = job.sequence, job.sequence.clone()
+        try:
+            for i in range(start, stop):
+                out = self._part(job, call, i, i + 1, length)
+        except BaseException:
+            job.sequence = before  # what was coded or evicted on the way cannot be undone
+            raise
+        return out
+
+    def _emit(self, job: Job, token: int) -> None:
         now = time.perf_counter()
         if job.first_s is None:
             job.first_s = now
@@ -324,41 +345,45 @@ class ContinuousEngine:
         if ended:
             self._finish(job)
 
-    def _text(self, job: _Job) -> str:
+    def _text(self, job: Job) -> str:
         words = [x for x in job.ids if x not in self.stop_ids]
         return str(self.engine.processor.tokenizer.decode(words, skip_special_tokens=True)).strip()
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         assert job.run is not None and job.sequence is not None and job.first_s is not None
         job.run.clock.stop()
-        job.run.out = SimpleNamespace(past_key_values=None)
+        held = HeldRows([job.sequence], len(job.ids) - 1)
+        job.run.out = SimpleNamespace(past_key_values=held)
         report = self.engine.report(job.run, 0, len(job.ids))
-        held = sum(x.entries * x.bytes_per_entry for x in job.sequence.layers)
         report = replace(
             report,
-            kv_bytes=held,
             ttft_ms=(job.first_s - job.start_s) * 1e3,
             notes=(
                 *report.notes,
                 "continuous batching: prefill and decode times hold others' steps",
+                *job.notes,
             ),
         )
         self._done[job.id] = Answer(
             self._text(job),
             tuple(job.ids),
             report,
+            kept_segments(job.run.short.rows[0], job.run.inside, 0, 1),
+            tuple(job.run.pictures[0]),
             notes=tuple(job.run.members[0].notes),
             id=job.id,
         )
         job.sequence = job.run = None
 
-    def _fail(self, job: _Job, error: FoveateError) -> None:
+    def _fail(self, job: Job, error: FoveateError) -> None:
         self.scheduler.failed(job.id, error)
         self._done[job.id] = Answer("", error=error, id=job.id)
         job.sequence = job.run = job.ready = None
 
     def _shrink(self, found: Shrunk) -> None:
         """Out of memory: free what the scheduler says, and take back what the failed pass wrote."""
+        if self.prefix is not None:
+            self.prefix.clear()
         for id in found.preempt:
             self._jobs[id].sequence = None
         if found.failed is not None:

@@ -223,8 +223,8 @@ class Engine:
         return Ready(plan, members, pictures, videos, inputs, clock, look)
 
     @torch.no_grad()
-    def compressed(self, ready: Ready) -> Run:
-        """Encode a batch and choose its visual tokens."""
+    def compressed(self, ready: Ready, cache: FeatureCache | None = None) -> Run:
+        """Encode a batch and choose its visual tokens; `cache` stands in for the engine's own."""
         pictures, videos, clock, look = ready.pictures, ready.videos, ready.clock, ready.look
         short = compress(
             self.adapter,
@@ -233,7 +233,7 @@ class Engine:
             phase=clock.phase,
             special_ids=self.special_ids,
             text_tower=self.text_tower,
-            cache=self.cache,
+            cache=self.cache if cache is None else cache,
             processor=self.processor,
             times=stamper(videos, pictures),
         )

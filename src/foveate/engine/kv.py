@@ -157,6 +157,18 @@ class LayerStore:
             )
         self.groups = groups
 
+    def take_back(self, length: int) -> None:
+        """Forget the entries of all tokens after the first `length` of the sequence."""
+        counts = [(g.at < length).sum(1) for g in self.groups]
+        if all(bool((c == c[0]).all()) for c in counts):
+            for g, c in zip(self.groups, counts, strict=True):
+                g.n = int(c[0])
+            return
+        # A policy kept other entries in other heads of a group: each forgets its own.
+        stays = [torch.nonzero(self.head(h)[2] < length)[:, 0].cpu() for h in range(self.heads)]
+        pairs = zip(stays, self.lengths, strict=True)
+        self.reduce([Reduction.pick(x.numpy(), n, "cache") for x, n in pairs])
+
     def truncate(self, entries: int) -> None:
         """Forget the last `entries` entries of every head."""
         for g in self.groups:

@@ -40,8 +40,7 @@ class SequenceKV:
     def take_back(self, length: int) -> None:
         """Forget every token after the first `length`, also where only some layers have seen it."""
         for layer in self.layers:
-            for group in layer.groups:
-                group.n = int((group.at[:1] < length).sum())
+            layer.take_back(length)
         self.length = min(self.length, length)
 
     def truncate(self, tokens: int) -> None:

@@ -25,6 +25,7 @@ class CodedStore(LayerStore):
         self.codes: Any = None
         self._heads = 0
         self._plain = 0
+        self._prompt_entries = 0
 
     @property
     def heads(self) -> int:
@@ -53,6 +54,7 @@ class CodedStore(LayerStore):
             modality = np.zeros(len(at), self.modality.dtype)
             modality[known] = self.modality[at[known]]
             self.codes = self.codec.encode(k, v, modality)
+            self._prompt_entries = len(at)
         else:
             self.codes = self.codec.append(self.codes, k, v)
 
@@ -74,14 +76,25 @@ class CodedStore(LayerStore):
     def reduce(self, chosen: Sequence[Reduction]) -> None:
         raise UnsupportedError("a plan holds one method of stage memory: codes cannot be evicted")
 
+    def take_back(self, length: int) -> None:
+        """Forget what came after the first `length` tokens of the sequence; a prompt goes as a whole.
+        UnsupportedError where the codec cannot take so much back.
+        """
+        prompt = len(self.modality)
+        if self.codes is None:
+            return
+        if length < prompt:
+            self.codes = None
+            return
+        beyond = self.lengths[0] - (self._prompt_entries + length - prompt)
+        if beyond > 0:
+            self.truncate(beyond)
+
     def truncate(self, entries: int) -> None:
-        raise UnsupportedError("coded entries cannot be taken back; decode without drafts")
+        self.codes = self.codec.truncate(self.codes, entries)
 
     def clone(self) -> CodedStore:
         other = CodedStore(self.codec, self.modality)
-        other.codes, other._heads, other._plain = (
-            copy.deepcopy(self.codes),
-            self._heads,
-            self._plain,
-        )
+        other.codes, other._prompt_entries = copy.deepcopy(self.codes), self._prompt_entries
+        other._heads, other._plain = self._heads, self._plain
         return other

@@ -17,6 +17,9 @@ from foveate.engine.kv import LayerStore
 from foveate.engine.kv_cache import RaggedCache, SequenceKV
 from foveate.engine.language_pass import Prefill, RowMeta, Seen
 from foveate.engine.language_view import BLOCK_ELEMENTS, attention_rows
+from foveate.measure.memory import trim
+
+TRIM_BYTES = 64 * 2**20  # from here on what a prefill's evictions freed goes back to the system
 
 
 class StoreView:
@@ -37,6 +40,7 @@ class StoreView:
         self.origin = [h[2].cpu().numpy().astype(np.int64) for h in heads]
         self.modality, self.segment = meta.modality, meta.segment
         self.question, self.position, self.grids = meta.question, meta.position, meta.grids
+        self.cell = meta.cell
         self.layers = layers
 
     @property
@@ -51,6 +55,10 @@ class StoreView:
     def segment_of(self, head: int) -> np.ndarray:
         """Segment (n_h,) of a head's entries, -1 for text."""
         return self._of(self.segment, head, -1)
+
+    def cell_of(self, head: int) -> np.ndarray:
+        """Cell (n_h,) of a head's entries in its segment's grid, -1 for layout tokens and text."""
+        return self._of(self.cell, head, -1)
 
     def _of(self, values: np.ndarray, head: int, fill: int) -> np.ndarray:
         at = self.origin[head]
@@ -108,13 +116,14 @@ class PolicyRun:
         self.layers = [i for i, h in enumerate(held) if h and sources[i] == i]
         self.stats: dict[int, list[Any]] = {}
         self.evicted = 0
+        self.freed_bytes = 0
 
     def prefilled(self, index: int, prefill: Prefill, cache: RaggedCache, seen: Seen) -> None:
         """A layer of the prefill ran; its entries are in the stores."""
         policy, count = self.policy, len(self.layers)
         if index not in self.layers or policy.when == "overflow" and not policy.reads:
             if index in self.layers:
-                self._overflow(index, prefill.meta, cache)
+                self._overflow(index, prefill.meta, cache, whole=True)
             return
         place = self.layers.index(index)
         stats = []
@@ -138,6 +147,9 @@ class PolicyRun:
             for row, sequence in enumerate(cache.rows):
                 self._whole(row, sequence, prefill.meta[row])
             self.stats.clear()
+        if index == self.layers[-1] and self.freed_bytes >= TRIM_BYTES:
+            self.freed_bytes = 0
+            trim()
 
     def _whole(self, row: int, sequence: SequenceKV, meta: RowMeta) -> None:
         stores = [sequence.layers[i] for i in self.layers]
@@ -154,15 +166,19 @@ class PolicyRun:
         if self.policy.when == "overflow" and index in self.layers:
             self._overflow(index, meta, cache)
 
-    def _overflow(self, index: int, meta: Sequence[RowMeta], cache: RaggedCache) -> None:
+    def _overflow(
+        self, index: int, meta: Sequence[RowMeta], cache: RaggedCache, whole: bool = False
+    ) -> None:
+        place = self.layers.index(index)
         for sequence, m in zip(cache.rows, meta, strict=True):
             store = sequence.layers[index]
-            if not self.policy.overflows(max(store.lengths)):
+            longest = max(store.lengths)
+            # A share is one of the prompt: it must not shrink from step to step.
+            mean = _mean(self.policy, store, len(self.layers), None if whole else m.n)
+            if longest <= mean or not (whole or self.policy.overflows(longest, mean)):
                 continue
-            place = self.layers.index(index)
             view = StoreView(self.policy, store, m, len(self.layers))
             stats = self.policy.observe(place, view)
-            mean = _mean(self.policy, store, len(self.layers))
             k = self.policy.allocate([stats], [store.lengths], mean * store.heads)[0]
             self._reduce(place, store, view, k, stats)
 
@@ -183,7 +199,9 @@ class PolicyRun:
             if r.k != count:
                 raise PlanError(f"{name} kept {r.k} entries of head {h}; {count} were allotted")
         self.evicted += sum(lengths) - sum(counts)
+        held = store.nbytes
         store.reduce(chosen)
+        self.freed_bytes += held - store.nbytes
 
 
 def _window(seen: Seen, row: int, columns: Tensor, window: int) -> Seen:
@@ -193,14 +211,16 @@ def _window(seen: Seen, row: int, columns: Tensor, window: int) -> Seen:
     return Seen(q, seen.k, seen.mask, seen.scaling, seen.softcap)
 
 
-def _mean(policy: CachePolicy, store: LayerStore, layers: int) -> int:
-    """Entries a head keeps on average at this layer, at least 1."""
+def _mean(policy: CachePolicy, store: LayerStore, layers: int, tokens: int | None = None) -> int:
+    """Entries a head keeps on average at this layer, at least 1; a share is of `tokens`, by default
+    of the entries there are.
+    """
     budget, heads = policy.budget, store.heads
     if budget.entries is not None:
         return budget.entries
     if budget.bytes is not None:
         return max(1, budget.bytes // (layers * heads * max(1, store.bytes_per_entry)))
-    n = max(store.lengths)
+    n = max(store.lengths) if tokens is None else tokens
     return min(n, max(1, int(Fraction(budget.keep or 1) * n + Fraction(1, 2))))
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from foveate.core.errors import UnsupportedError
+from foveate.core.language import GuidedMethod, PrefillMethod
 from foveate.core.plan import Plan
 from foveate.engine.compress import Compressed, RowResult
 from foveate.engine.language_pass import RowMeta
@@ -94,6 +96,16 @@ def begin(
     return {"past_key_values": run.new_cache()} if cached else {}
 
 
+def refuse_unguided(plan: Plan, guide: Any = None) -> None:
+    """UnsupportedError for a plan that follows a guide, where there is none."""
+    method = plan.stage("prefill")
+    if guide is None and isinstance(method, GuidedMethod):
+        raise UnsupportedError(
+            f"{method.name} follows a small sibling model: use foveate.Engine(..., guide=Engine(...)) "
+            "and its generate(), or drop it from the plan"
+        )
+
+
 def refuse_own_caches(kwargs: Mapping[str, Any]) -> None:
     """UnsupportedError for generate() options that bring a cache or forward passes of another kind."""
     config = kwargs.get("generation_config")
@@ -108,7 +120,23 @@ def refuse_own_caches(kwargs: Mapping[str, Any]) -> None:
         raise UnsupportedError("use_cache=False would run the plan's prefill anew at every token")
 
 
-def tokens_by_layer(run: LanguageRun | None, index: int, of: int) -> tuple[int, ...] | None:
+@dataclass(frozen=True)
+class Taken:
+    """What a run left of one request, kept when the next prefill overwrites it: `counts` and
+    `deepest` as those of a LanguageRun, for that request alone.
+    """
+
+    method: PrefillMethod | None
+    counts: list[list[int]]
+    deepest: list[np.ndarray]
+
+
+def taken(run: LanguageRun, row: int) -> Taken:
+    """Row `row` of the prefill that has just ended."""
+    return Taken(run.method, [run.counts[row]], [run.deepest[row]])
+
+
+def tokens_by_layer(run: LanguageRun | Taken | None, index: int, of: int) -> tuple[int, ...] | None:
     """Visual tokens by layer of request `index` of `of`; None where nothing acts inside."""
     if run is None or not run.counts:
         return None
@@ -116,7 +144,7 @@ def tokens_by_layer(run: LanguageRun | None, index: int, of: int) -> tuple[int, 
 
 
 def kept_segments(
-    row: RowResult, run: LanguageRun | None, index: int, of: int
+    row: RowResult, run: LanguageRun | Taken | None, index: int, of: int
 ) -> tuple[KeptSegment, ...]:
     """Which tokens of each segment of request `index` of `of` entered, and which went deepest."""
     there: np.ndarray | None = None

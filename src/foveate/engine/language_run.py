@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.core.errors import PlanError, UnsupportedError
-from foveate.core.language import CachePolicy, KVCodec, PrefillMethod, Route
+from foveate.core.language import CachePolicy, KVCodec, LanguageFacts, PrefillMethod, Route
 from foveate.core.plan import Plan
 from foveate.core.views import Reduction
 from foveate.engine.kv_cache import RaggedCache
@@ -67,6 +67,9 @@ class LanguageRun:
         self.policy: PolicyRun | None = None
         if isinstance(self.memory, CachePolicy):
             self.policy = PolicyRun(self.memory, held, self.sources)
+            heads = getattr(self.text_config, "num_attention_heads", 0)
+            width = self.text_config.hidden_size
+            self.memory.check(LanguageFacts(len(self.policy.layers), width, heads))
         if self.memory is not None:
             self._check_memory(held)
         self._looking = False
@@ -78,6 +81,7 @@ class LanguageRun:
         at = tuple(self.method.layers(len(self.layers)))
         if list(at) != sorted(set(at)) or (at and not 0 <= at[0] <= at[-1] < len(self.layers)):
             raise PlanError(f"{self.method.name}: layers {at} are not ascending within the model")
+        self.method.check(LanguageFacts(len(self.layers), self.text_config.hidden_size))
         for layer in at:
             if self.sources[layer] != layer:
                 raise UnsupportedError(
@@ -206,7 +210,8 @@ class LanguageRun:
         self.counts, self.deepest = self.prefill.counts, self.prefill.deepest
         if cache is not None:
             codec = self.memory if isinstance(self.memory, KVCodec) else None
-            cache.rows = [cache.new_row(codec, m.modality) for m in meta]
+            # Without pictures a request keeps plain entries, as it does through every other door.
+            cache.rows = [cache.new_row(codec if m.entered else None, m.modality) for m in meta]
             for row, m in zip(cache.rows, meta, strict=True):
                 row.length = m.n
 

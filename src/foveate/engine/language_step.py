@@ -28,14 +28,25 @@ class Steps:
     def __init__(self, text_config: Any, kinds: Sequence[str], sources: Sequence[int]) -> None:
         self.sources = sources
         self.visible = [_visible(text_config, kind) for kind in kinds]
+        self._at: dict[tuple[int, int], Tensor] = {}
+
+    def _origin(self, end: int, new: int, device: Any) -> Tensor:
+        """Sequence indices (new,) of the last tokens before `end`; made once for all layers."""
+        found = self._at.get((end, new))
+        if found is None or found.device != device:
+            found = torch.arange(end - new, end, dtype=torch.int32, device=device)
+            self._at[end, new] = found
+        return found
 
     def write(self, cache: RaggedCache, layer: int, k: Tensor, v: Tensor) -> None:
         """File new keys and values (B, Hkv, s, a); the first layer that holds entries counts them."""
         new, first = int(k.shape[-2]), layer == cache.held.index(True)
         cache.steps += new if first else 0
+        if first:
+            self._at.clear()
         for row, sequence in enumerate(cache.rows):
             sequence.length += new if first else 0
-            at = torch.arange(sequence.length - new, sequence.length, device=k.device)
+            at = self._origin(sequence.length, new, k.device)
             sequence.layers[layer].append(k[row], v[row], at)
 
     def attend(
@@ -50,8 +61,7 @@ class Steps:
         """Output (B, s, H, b) of queries (B, H, s, a), each row over its own entries."""
         parts = []
         for row, sequence in enumerate(cache.rows):
-            end = sequence.length
-            origin = torch.arange(end - q.shape[2], end, device=q.device)
+            origin = self._origin(sequence.length, int(q.shape[2]), q.device)
             store = sequence.layers[self.sources[layer]]
             mine = q[row : row + 1]
             parts.append(

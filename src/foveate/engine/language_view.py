@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,8 @@ class RowView:
         self.modality, self.segment = meta.modality[present], meta.segment[present]
         self.question, self.origin = meta.question[present], present
         self.position = meta.position[:, present]
-        self.cell, self.grids = meta.cell[present], meta.grids
+        self.cell = meta.cell[present]
+        self.grids: Sequence[tuple[int, int, int]] = meta.grids
         self.entered, self.layers = meta.entered, layers
         scores = meta.guidance
         self.guidance = None if scores is None else scores[present][self.visual]

@@ -1,10 +1,15 @@
 """FastV: at one layer keep the visual tokens that the last token attends to most.
 
-Chen et al. 2024, "An Image is Worth 1/2 Tokens After Layer 2", arXiv 2403.06764, section 4: tokens
-are ranked by the attention they receive in layer K - 1, averaged over heads, and the share R with the
-least attention leaves before layer K. As in the released code only the last query counts (the text
-averages over the following queries); unlike its cached path, kept tokens keep their positions.
-All pictures of a request are ranked together. Cost O(H S a + V log V).
+Paper: L. Chen, H. Zhao, T. Liu, S. Bai, J. Lin, C. Zhou, B. Chang, "An Image is Worth 1/2 Tokens
+After Layer 2: Plug-and-Play Inference Acceleration for Large Vision-Language Models", ECCV 2024,
+arXiv 2403.06764, section 4. Tokens are ranked by the attention they receive in layer K - 1, averaged
+over heads, and the share R with the least attention leaves before layer K.
+
+What the authors' code does: only the last query counts, as here, where the text averages over the
+following queries; in its cached path kept tokens take new positions, here they keep theirs. All
+pictures of a request are ranked together.
+
+Cost: O(H S a + V log V) for one row of attention.
 """
 
 from __future__ import annotations
@@ -13,11 +18,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from foveate.core import Paper, Reduction, arrays, register, setting
+from foveate.core import Paper, register, setting
 from foveate.core.budget import Budget, image_count
 from foveate.core.errors import SettingError
 from foveate.core.language import LayerView, PrefillMethod, Route
 from foveate.core.method import Evidence
+from foveate.prefill._scores import best, last_token
 
 
 @register
@@ -32,7 +38,7 @@ class FastV(PrefillMethod):
     paper: ClassVar[Paper | None] = Paper(
         "An Image is Worth 1/2 Tokens After Layer 2: Plug-and-Play Inference Acceleration for "
         "Large Vision-Language Models",
-        "Chen et al.",
+        "Chen, Zhao, Liu, Bai, Lin, Zhou, Chang",
         2024,
         "2403.06764",
     )
@@ -55,13 +61,5 @@ class FastV(PrefillMethod):
         return (self.layer,)
 
     def decide(self, layer: int, view: LayerView, state: Any) -> tuple[Route, Any]:
-        visual = view.visual
-        scores = choose_scores(view, visual)
-        k = image_count(Budget(keep=self.keep), len(visual))
-        return Route(keep=Reduction.pick(arrays.top_k(scores, k), len(visual), "hidden")), state
-
-
-def choose_scores(view: LayerView, visual: Any) -> Any:
-    """Attention (V,) of the last token to each visual token in the layer before, mean over heads."""
-    last = [len(view.modality) - 1]
-    return view.rows(last, "previous").mean(0)[0][visual]
+        k = image_count(Budget(keep=self.keep), len(view.visual))
+        return Route(keep=best(last_token(view, "previous"), k)), state
