@@ -15,10 +15,10 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.foveate-installed
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help install demo test test-full lint claims bite matrix docs lab-train bench wheel clean
+.PHONY: help install demo test test-full lint claims bite matrix docs lab-train bench bench-encode bench-tower bench-inside wheel clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 # Torch comes first: what follows then finds it installed, and no other build of it is pulled.
 $(STAMP): pyproject.toml
@@ -37,9 +37,7 @@ test: $(STAMP) ## run the tests
 	$(ONE) $(PY) -m pytest -n $(JOBS) -m "not full" $(ARGS)
 
 test-full: $(STAMP) ## run the full product of methods and families; the log is kept
-	@mkdir -p bench
-	@status=0; $(ONE) $(PY) -m pytest -m full $(ARGS) > bench/test-full.log 2>&1 || status=$$?; \
-	  tail -n 20 bench/test-full.log; exit $$status
+	$(ONE) $(PY) -m bench.full $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts
 	$(PY) -m ruff check .
@@ -70,6 +68,17 @@ bench: $(STAMP) ## measure P5, P6 and P7 into bench/results/
 	$(ONE) $(PY) -m bench.selection
 	$(ONE) $(PY) -m bench.memory
 	$(ONE) $(PY) -m bench.lab
+
+bench-encode: $(STAMP) ## measure every token method by length and keep ratio; goes on where it ended
+	$(ONE) $(PY) -m bench.encode $(ARGS)
+
+bench-tower: $(STAMP) ## measure whole calls with methods inside the vision encoder
+	$(ONE) $(PY) -m bench.tower $(ARGS)
+
+bench-inside: $(STAMP) ## measure prefill, decode and continuous batching of the language model
+	$(ONE) $(PY) -m bench.prefill $(ARGS)
+	$(ONE) $(PY) -m bench.decode
+	$(ONE) $(PY) -m bench.continuous
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(PY) -m build --wheel

@@ -1,162 +1,139 @@
-"""Methods at equal KV bytes on the bundled model: what each costs in answers when all keep the same
-share of the cache. Encode, prefill and memory methods stand side by side, with `random` beside. The
-figures speak of lab-nano and rendered pictures alone.
+"""Language models at published geometry, with random weights, for what acts inside them.
 
-    python -m bench.inside [--bytes 1/2] [--n 40] [--families shape,count,...] [--plans "a;b"]
-
-A method's own knob is searched until its mean KV bytes a request, over samples of all families, are
-within 3 % of the share; a method that cannot be brought there is shown with what it came to.
+Each row of a batch is a short text, N visual tokens and a question; the visual tokens are random
+vectors given in place of the tower's, so that only the language model is timed.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable, Sequence
-from fractions import Fraction
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.common import publish
-from foveate.core.errors import FoveateError
-from foveate.engine.engine import Engine
-from foveate.engine.request import Request
-from foveate.lab import nano_path
-from foveate.lab.score import is_right
-from foveate.lab.tasks import Sample, samples
-from foveate.measure.stats import mcnemar_exact, wilson
+from bench.encode_models import smolvlm
+from bench.geometry import onevision, prompt
+from foveate.core import Plan, flops
+from foveate.core.shapes import TextShape
+from foveate.engine.compress import Compressed, compress
+from foveate.engine.language_door import begin
+from foveate.engine.language_run import LanguageRun
+from foveate.models.adapter import AutoAdapter, adapter_for
+from foveate.models.encoded import Encoded, EncoderTokens, Piece
+from foveate.models.shapes import text_shape
 
-FAMILIES = "shape,count,exists,quadrant,nearest,bar,code,table,form"
-WITHIN = 0.03
-MEMORY = "window=8"
-PLANS: dict[str, str] = {
-    "random": "random:keep={x}",
-    "uniform": "uniform:keep={x}",
-    "pool": "pool:keep={x}",
-    "divprune": "divprune:keep={x}",
-    "visionzip": "visionzip:keep={x}",
-    "fastv": "fastv:layer=1,keep={x}",
-    "dart": "dart:layer=1,keep={x}",
-    "topv": "topv:layer=1,keep={x}",
-    "vscan-lm": "vscan-lm:layer=1/6,keep={x}",
-    "p-sigmoid": "p-sigmoid:mean_keep={x}",
-    "pyramiddrop": "pyramiddrop:at=1/6 1/3 1/2,ratios={x} {x2} {x3}",
-    "sparsevlm": "sparsevlm:at=1/6 1/3 1/2,ratios={x} {x2} {x3}",
-    "aim-pagerank": "aim-pagerank:l1=1/6,l2={y}",
-    "random-kv": f"random-kv:keep={{x}},{MEMORY}",
-    "window-kv": "window-kv:keep={x}",
-    "snapkv": f"snapkv:keep={{x}},{MEMORY}",
-    "pyramidkv": f"pyramidkv:keep={{x}},{MEMORY}",
-    "adakv": f"adakv:keep={{x}},{MEMORY}",
-    "sparsemm": f"sparsemm:keep={{x}},{MEMORY}",
-    "vl-cache": f"vl-cache:keep={{x}},{MEMORY}",
-    "prefixkv": "prefixkv:keep={x}",
-    "infinipot-v": "infinipot-v:keep={x}",
-    "look-m": "look-m:keep={x}",
-    "meda": "meda:keep={x}",
+TEXT = 60
+FLOAT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """A language model to measure on."""
+
+    name: str
+    title: str
+    build: Callable[[], tuple[Any, AutoAdapter]]
+
+
+def llava15(*, seed: int = 0) -> tuple[Any, AutoAdapter]:
+    """LLaVA-1.5-7B's language model at a quarter of its width: 32 layers, 1024 wide, 8 heads of 128
+    (4096 and 32 there); the tower is cut to one block, it is not timed.
+    """
+    from transformers import LlavaConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config={
+            "model_type": "clip_vision_model",
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "image_size": 336,
+            "patch_size": 14,
+        },
+        text_config={
+            "model_type": "llama",
+            "hidden_size": 1024,
+            "intermediate_size": 2752,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 8,
+            "vocab_size": 32064,
+            "max_position_embeddings": 32768,
+        },
+        image_token_index=32000,
+        vision_feature_layer=-1,
+    )
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
+    return model, adapter_for(model)
+
+
+GEOMETRIES = {
+    g.name: g
+    for g in (
+        Geometry("smolvlm", "SmolVLM-256M", smolvlm),
+        Geometry("onevision", "LLaVA-OneVision-0.5B", onevision),
+        Geometry("llava15", "LLaVA-1.5, a quarter of its width", llava15),
+    )
 }
 
 
-def filled(template: str, x: Fraction) -> str:
-    """A plan with its knob at x in (0, 1]."""
-    y = min(Fraction(1), Fraction(1, 6) + x * Fraction(5, 6))
-    return template.format(x=x, x2=_short(x**2), x3=_short(x**3), y=_short(y))
+class Inside:
+    """One model; what prefill and decode benchmarks run on it."""
 
+    def __init__(self, geometry: Geometry) -> None:
+        self.geometry = geometry
+        self.model, self.adapter = geometry.build()
+        self.shape: TextShape = text_shape(self.model.config.get_text_config())
+        self.weights_bytes = sum(p.nbytes for p in self.model.parameters())
 
-def _short(x: Fraction) -> Fraction:
-    return max(Fraction(1, 256), x.limit_denominator(256))
+    def call(self, n: int, batch: int, plan: Plan) -> Compressed:
+        """The engine's call for `batch` rows of n visual tokens, before the language model."""
+        token = self.adapter.token_id("image")
+        assert token is not None
+        rows = [prompt(n, token, TEXT, seed=i) for i in range(batch)]
+        inputs: dict[str, Tensor] = {k: torch.cat([r[k] for r in rows]) for k in rows[0]}
+        return compress(self.adapter, plan, inputs, encoded={"image": self._encoded(n, batch)})
 
+    def _encoded(self, n: int, batch: int) -> Encoded:
+        from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-def mean_bytes(engine: Engine, plan: str, asked: Sequence[Sample]) -> float:
-    """KV bytes of a request after its prompt and first token, averaged."""
-    requests = [Request(images=list(s.images), question=s.question) for s in asked]
-    answers = engine.generate(requests, plan, max_new_tokens=1, batch_size=16)
-    found = [a.report.kv_bytes for a in answers if a.report is not None]
-    known = [b for b in found if b is not None]
-    if len(known) != len(asked):
-        raise FoveateError(f"{plan}: {next(str(a.error) for a in answers if a.error)}")
-    return sum(known) / len(known)
+        g = torch.Generator().manual_seed(1)
+        parts = [torch.randn(n, self.shape.hidden, generator=g) for _ in range(batch)]
+        pieces = [Piece(p, p, "image", (1, 1, n), picture=i) for i, p in enumerate(parts)]
+        out = BaseModelOutputWithPooling(pooler_output=parts)
+        return Encoded("image", out, pieces, EncoderTokens(blocks=0), tokenwise=False)
 
+    def dense(self, n: int, batch: int) -> Callable[[], Any]:
+        """transformers' own forward over everything, to be timed."""
+        call = self.call(n, batch, Plan())
+        return lambda: self.model(**call.kwargs, logits_to_keep=1, use_cache=True)
 
-def search(cost: Callable[[Fraction], float], target: float, steps: int = 9) -> Fraction:
-    """The knob whose cost is nearest to the target, by bisection over fractions of 512."""
-    low, high = 1, 512
-    best, error = Fraction(1), float("inf")
-    for _ in range(steps):
-        middle = (low + high) // 2
-        x = Fraction(middle, 512)
-        found = cost(x)
-        if abs(found / target - 1) < error:
-            best, error = x, abs(found / target - 1)
-        if error <= WITHIN / 6 or low >= high:
-            break
-        low, high = (middle + 1, high) if found < target else (low, middle)
-    return best
+    def planned(self, n: int, batch: int, run: LanguageRun) -> Callable[[], Any]:
+        """The same under an attached run: announcing, choosing and filing entries are inside."""
+        call = self.call(n, batch, run.plan)
 
+        def forward() -> Any:
+            extra = begin(run, call)
+            return self.model(**call.kwargs, **extra, logits_to_keep=1, use_cache=True)
 
-def answered(engine: Engine, plan: str, asked: Sequence[Sample]) -> list[bool]:
-    requests = [Request(images=list(s.images), question=s.question) for s in asked]
-    answers = engine.generate(requests, plan, max_new_tokens=12, batch_size=16)
-    return [is_right(s, a.text) for s, a in zip(asked, answers, strict=True)]
+        return forward
 
+    def ratio(self, n: int, counts: list[int]) -> float:
+        """FLOPs of a prefill with `counts` visual tokens at each layer, over those of all n."""
+        rows = [TEXT + c for c in counts]
+        whole = flops.prefill(self.shape, [TEXT + n] * len(counts)).total
+        return flops.prefill(self.shape, rows).total / whole
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--bytes", type=Fraction, default=Fraction(1, 2), dest="share")
-    parser.add_argument("--n", type=int, default=40, help="samples a family")
-    parser.add_argument("--families", default=FAMILIES)
-    parser.add_argument("--plans", default=",".join(PLANS))
-    parser.add_argument("--name", default="inside")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    engine = Engine.from_pretrained(nano_path())
-    families = args.families.split(",")
-    asked = {f: samples(f, "test", args.n) for f in families}
-    few = [s for f in families for s in asked[f][:2]]
-    full = mean_bytes(engine, "none", few)
-    target = float(args.share) * full
-    right = {"none": {f: answered(engine, "none", asked[f]) for f in families}}
-    rows: list[list[Any]] = [["none", "none", 1.0, *_shares(right["none"]), "", ""]]
-    skipped: dict[str, str] = {}
-    for name in args.plans.split(","):
-        try:
-            knob = search(lambda x, n=name: mean_bytes(engine, filled(PLANS[n], x), few), target)
-            plan = filled(PLANS[name], knob)
-            share = mean_bytes(engine, plan, few) / full
-            right[name] = {f: answered(engine, plan, asked[f]) for f in families}
-        except FoveateError as error:
-            skipped[name] = str(error)
-            print(f"{name}: not run: {error}")
-            continue
-        pairs = [
-            (a, b) for f in families for a, b in zip(right["none"][f], right[name][f], strict=True)
-        ]
-        p = mcnemar_exact(sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs))
-        total = sum(b for _, b in pairs)
-        interval = wilson(total, len(pairs))
-        rows.append(
-            [
-                name,
-                plan,
-                round(share, 3),
-                *_shares(right[name]),
-                f"{total / len(pairs):.3f} ({interval.low:.3f} to {interval.high:.3f})",
-                f"{p:.2g}",
-            ]
-        )
-        print(rows[-1], flush=True)
-    publish(
-        args.name,
-        f"accuracy on lab-nano at {args.share} of the KV bytes, {args.n} questions a family (test split)",
-        ["method", "plan", "bytes", *families, "all (95 %)", "p against all tokens"],
-        rows,
-        {"share": str(args.share), "n": args.n, "not_run": skipped},
-    )
+    def dense_flops(self, n: int, batch: int) -> int:
+        return batch * flops.prefill(self.shape, [TEXT + n] * len(self.shape.layers)).total
 
-
-def _shares(found: dict[str, list[bool]]) -> list[float]:
-    return [round(sum(v) / len(v), 3) for v in found.values()]
-
-
-if __name__ == "__main__":
-    main()
+    def peak_bytes(self, n: int, batch: int) -> int:
+        """About what a dense prefill holds: weights, KV, and the widest layer's activations."""
+        tokens, text = batch * (TEXT + n), self.shape
+        cached = sum(2 * x.kv_heads * x.head_dim for x in text.layers) * tokens
+        wide = max(3 * x.mlp.inner + 4 * x.heads * x.head_dim for x in text.layers)
+        return int(self.weights_bytes + FLOAT_BYTES * (cached + tokens * (wide + 4 * text.hidden)))

@@ -193,9 +193,11 @@ def inside(method: type[Method]) -> list[str]:
     own = ("The prompt must come in one pass, and the cache is the engine's own: caches of the caller, "
            "prompt lookup and assisted decoding are refused.")  # fmt: skip
     if method.stage == "memory":
+        seen = getattr(method, "reads", frozenset())
+        last = ("What the question made it keep may not be what a later question needs." if seen else
+                "It looks at no question: what it drops is gone for every one.")  # fmt: skip
         return ["Every token passes through the language model first: encoding and prefill cost what "
-                "they cost before.", own,
-                "What the question made it keep may not be what a later question needs."]  # fmt: skip
+                "they cost before.", own, last]  # fmt: skip
     reads = getattr(method, "reads", frozenset())
     guided = issubclass(method, GuidedMethod)
     out = []

@@ -19,13 +19,13 @@ from typer.testing import CliRunner
 from foveate.cli.app import app
 
 PAGES = Path(__file__).parent
-BLOCK = re.compile(r"(<!-- help: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- help: ([a-z-]+(?: [a-z-]+)?) -->\n).*?(<!-- end -->)", re.DOTALL)
 WIDTH = "80"
 
 
 def help_of(verb: str) -> str:
     """The help text of a verb as a terminal of fixed width shows it."""
-    words = [] if verb == "foveate" else [verb]
+    words = [] if verb == "foveate" else verb.split()
     shown = CliRunner(env={"COLUMNS": WIDTH, "TERMINAL_WIDTH": WIDTH}).invoke(
         app, [*words, "--help"], prog_name="foveate"
     )

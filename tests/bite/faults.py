@@ -23,6 +23,8 @@ ATTACH = ("tests/engine/test_attach.py",)
 SPLICE = ("tests/engine/test_splice.py",)
 ENGINE = ("tests/engine/test_engine.py",)
 ADAPTER = ("tests/models/test_adapter.py",)
+PREFIX = ("tests/engine/test_prefix_cache.py",)
+CODECS = ("tests/memory/test_codecs.py",)
 RECYCLED = (
     "tests/prefill/test_prefill_models.py::"
     "test_a_ragged_batch_equals_the_masked_reference[sparsevlm recycle-llava]"
@@ -344,5 +346,54 @@ FAULTS = (
         "run.counts[index * (len(run.counts) // of)]",
         "run.counts[index]",
         ("tests/engine/test_inside_report.py",),
+    ),
+    Fault(
+        "a prefix is served to another plan",
+        "engine/prefix_cache.py",
+        "            plan.hash,\n",
+        "",
+        PREFIX,
+    ),
+    Fault(
+        "a prefix is served to another question",
+        "engine/prefix_cache.py",
+        "            ids[words:].tolist(),\n",
+        "",
+        PREFIX,
+    ),
+    Fault(
+        "a prefix is served to another picture",
+        "engine/prefix_cache.py",
+        "            pictures,\n",
+        "",
+        PREFIX,
+    ),
+    Fault(
+        "a hit is not a copy",
+        "engine/prefix_cache.py",
+        "return Entry(found.sequence.clone(), found.tokens",
+        "return Entry(found.sequence, found.tokens",
+        PREFIX,
+    ),
+    Fault(
+        "codes lose their first bit's place",
+        "memory/_bits.py",
+        "parts[..., i] << (i * bits)",
+        "parts[..., i] << (i * bits - bits + 1)",
+        CODECS,
+    ),
+    Fault(
+        "one scale for all keys of a block",
+        "memory/kivi.py",
+        "which = slice(start // self.group, stop // self.group)",
+        "which = slice(0, (stop - start) // self.group)",
+        CODECS,
+    ),
+    Fault(
+        "visual values without their zero point",
+        "memory/calibquant.py",
+        " + weights.sum(-1, keepdim=True) * value.low.to(dtype)",
+        "",
+        CODECS,
     ),
 )

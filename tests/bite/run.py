@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.bite.faults import FAULTS, Fault  # noqa: E402
 from tests.bite.faults_encode import FAULTS as ENCODE  # noqa: E402
+from tests.bite.faults_memory import MEMORY  # noqa: E402
 
 
 def plant(fault: Fault, folder: Path) -> str | None:
@@ -75,7 +76,7 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    faults = [f for f in (*FAULTS, *ENCODE) if args.only in f.name or args.only in f.file]
+    faults = [f for f in (*FAULTS, *ENCODE, *MEMORY) if args.only in f.name or args.only in f.file]
     missed = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for fault, outcome in pool.map(check, faults):

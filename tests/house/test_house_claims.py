@@ -124,7 +124,7 @@ def test_a_claim_without_evidence_is_in_the_table_and_in_the_exit_code(
         {"test": f"t.py::test_{c}", "claims": [c], "outcome": "passed", "what": "a | b"}
         for c in claims.CLAIMS
     ]
-    call = ["--tests-json", str(tests), "--out", str(page)]
+    call = ["--tests-json", str(tests), "--out", str(page), "--full-log", str(tmp_path / "no.log")]
     tests.write_text(json.dumps(rows))
     assert claims.main(call) == 0
     assert page.read_text().count("| yes |") == len(claims.CLAIMS)
@@ -134,3 +134,25 @@ def test_a_claim_without_evidence_is_in_the_table_and_in_the_exit_code(
     assert claims.main(call) == 1 and "**no**" in page.read_text()
     ids = [x["id"] for x in json.loads(capsys.readouterr().out.splitlines()[-1])["claims"]]
     assert ids == list(claims.CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("last", "figure", "holds"),
+    [
+        ("1288 passed, 3857 deselected, 1 warning in 95.60s (0:01:35)", "1288 passed", True),
+        ("2 failed, 10 passed in 1.2s", "2 failed, 10 passed", False),
+        ("10 passed, 3 errors in 1.2s", "10 passed, 3 error", False),
+        ("12 skipped in 0.1s", "12 skipped", False),
+        ("....", "the log has no last line", None),
+    ],
+)
+def test_the_line_of_the_full_product(
+    last: str, figure: str, holds: bool | None, tmp_path: Path
+) -> None:
+    log = tmp_path / "full.log"
+    log.write_text(f'# {{"cpu": "a processor", "threads": 1, "date": "2026-01-02"}}\n...\n{last}\n')
+    (line,) = claims.from_full(log)
+    assert (line.id, line.figure, line.holds) == ("C2", figure, holds)
+    assert (line.machine, line.date) == ("a processor, 1 thread", "2026-01-02")
+    log.write_text(f"...\n{last}\n")
+    assert claims.from_full(log)[0].machine == "not recorded"

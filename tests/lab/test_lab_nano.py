@@ -43,6 +43,7 @@ def test_import_needs_no_torch() -> None:
     assert out.stdout.split() == ["False", "False"]
 
 
+@pytest.mark.claim("L3")
 def test_files_and_size() -> None:
     folder = nano_path()
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 24_000_000
@@ -88,6 +89,7 @@ def test_answers_are_well_above_the_prior(reader: Reader, family: str) -> None:
     assert right >= 0.8
 
 
+@pytest.mark.claim("L4")
 def test_generate_agrees_with_packed_scoring(reader: Reader) -> None:
     """Batched greedy answers against the view of training: each question as if asked alone."""
     packer = Packer(reader.processor.tokenizer, 8)
@@ -116,6 +118,7 @@ def test_cls_attention_finds_shapes(reader: Reader) -> None:
     assert max(needle) > 0.4
 
 
+@pytest.mark.claim("L3")
 def test_card_reports_each_family() -> None:
     card = (nano_path() / "README.md").read_text("utf-8")
     for family in FAMILIES:

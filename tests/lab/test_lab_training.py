@@ -22,7 +22,7 @@ GEOMETRY = {
     "vision_width": 32, "vision_layers": 2, "vision_ff": 32, "vision_heads": 2, "patch": 16,
     "text_width": 32, "text_layers": 2, "text_ff": 32, "text_heads": 2,
 }  # fmt: skip
-STAGE = {"batch": 2, "steps": 3, "mix": {"shapes": 1.0}}
+STAGE = {"batch": 2, "steps": 20, "mix": {"shapes": 1.0}}
 TINY: dict[str, Any] = {
     "model": GEOMETRY,
     "stages": [
@@ -66,7 +66,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> checkpoint.State:
     return _run(tmp_path_factory.mktemp("whole"))
 
 
-@pytest.mark.parametrize(("stage", "step"), [(0, 2), (1, 0), (1, 2)])
+@pytest.mark.parametrize(("stage", "step"), [(0, 7), (1, 0), (1, 13)])
+@pytest.mark.claim("L4")
 def test_killed_and_resumed_equals_uninterrupted(
     tmp_path: Path, whole: checkpoint.State, stage: int, step: int
 ) -> None:

@@ -102,7 +102,8 @@ def doubled(item: Segment) -> Segment:
             for layer, a in view.at.items()
         }
         hidden = {layer: twin(x) for layer, x in view.hidden.items()}
-        view = replace(view, features=twin(view.features), at=at, hidden=hidden)
+        joint = twin(view.joint)
+        view = replace(view, features=twin(view.features), at=at, hidden=hidden, joint=joint)
     return replace(item, features=twin(item.features), encoder=view)
 
 
@@ -141,9 +142,9 @@ def test_a_constant_picture(name: str, tower: str, value: float) -> None:
     view = item.encoder
     assert view is not None and view.features is not None
     hidden = {layer: np.full_like(x, value) for layer, x in view.hidden.items()}
-    item = replace(
-        item, encoder=replace(view, features=np.full_like(view.features, value), hidden=hidden)
-    )
+    joint = None if view.joint is None else np.full_like(view.joint, value)
+    features = np.full_like(view.features, value)
+    item = replace(item, encoder=replace(view, features=features, hidden=hidden, joint=joint))
     for keep in ("1/9", "1/2"):
         both(method_of(name, keep=keep), [item])
 
@@ -189,7 +190,9 @@ def broken(item: Segment, where: str, value: float) -> Segment | None:
         if not view.hidden:
             return None
         hidden = {layer: spoil(x) for layer, x in view.hidden.items()}
-        return replace(item, encoder=replace(view, hidden=hidden, features=spoil(view.features)))
+        joint = None if view.joint is None else spoil(view.joint)
+        features = spoil(view.features)
+        return replace(item, encoder=replace(view, hidden=hidden, features=features, joint=joint))
     if not view.at:
         return None
     at = {

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.cli import console, options, record
+from foveate.cli import console, options, record, savings
 from foveate.cli.asking import Asked, Task, answer_all, pictures_of
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import collect
@@ -178,4 +178,5 @@ def _print(
             console.warn_about(name, run)
         elif run.report is not None:
             print(console.plain(f"{name}: {run.text}  [{record.summary(run.report)}]"))
+            savings.show(run.report, name)
     print(f"wrote {target}")

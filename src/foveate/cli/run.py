@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from foveate.cli import console, options, record
+from foveate.cli import console, options, record, savings
 from foveate.cli.asking import Asked, Pair, Task, answer_all, heading, pictures_of
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import Item, collect
@@ -160,6 +160,8 @@ def show(task: Task, asked: Asked, pair: Pair, *, several: bool, streamed: bool 
     full, plan = pair
     if full is not None and plan is not None:
         console.terminal().print(record.comparison(full, plan, str(asked.plan), task.title))
+        if plan.report is not None:
+            savings.show(plan.report, str(asked.plan))
         return
     answer = answers[0]
     if not streamed:

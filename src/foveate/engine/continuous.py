@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import FoveateError, InputError, UnsupportedError
-from foveate.core.language import KVCodec
 from foveate.core.plan import Plan
 from foveate.engine.compress import refuse_later_stages
 from foveate.engine.engine import Engine
 from foveate.engine.job import Job, OnToken
 from foveate.engine.kv_cache import RaggedCache
+from foveate.engine.kv_coded import changes_by_step
 from foveate.engine.kv_report import HeldRows
 from foveate.engine.language_door import kept_segments, meta_of, refuse_unguided, taken
 from foveate.engine.language_run import LanguageRun
@@ -37,9 +37,9 @@ class ContinuousEngine:
     """Serves requests on an Engine's model under one plan.
 
     token_budget_tokens, max_running, kv_budget_bytes: see Scheduler; prefix_cache_bytes: what later
-    questions about the same pictures may share (prefix_cache.py), None or 0 = nothing. Greedy. A request that fails
-    carries its error in its answer; the others go on. `submit` and `cancel` may be called from other
-    threads than the one that steps. Raises UnsupportedError for plans or models that cannot be
+    questions about the same pictures may share (prefix_cache.py), 0 = nothing. Greedy. A request that
+    fails carries its error in its answer; the others go on. `submit` and `cancel` may be called from
+    other threads than the one that steps. Raises UnsupportedError for plans or models that cannot be
     served so, before any compute.
     """
 
@@ -202,9 +202,8 @@ class ContinuousEngine:
         job.ready = None
         row = job.run.short.rows[0]
         job.meta = meta_of(job.run.short, self.engine.special_ids)[0]
-        if self.prefix is not None:
-            short, adapter = job.run.short, self.engine.adapter
-            job.prefix = self.prefix.name(adapter, self.plan, inputs, short, job.meta)
+        if self.prefix:
+            self.prefix.announce(job, self.engine.adapter, self.plan, inputs)
         job.run.clock.start("prefill")
         self.scheduler.encoded(job.id, len(row.index), max(1, self._bytes_per_token()))
 
@@ -248,9 +247,7 @@ class ContinuousEngine:
         length, call = job.meta.n, dict(job.call)
         start, stop = chunk.start, chunk.stop
         call["logits_to_keep"] = 1
-        first = None
-        if self.prefix is not None and start == 0 and job.sequence is None:
-            first = self.prefix.enter(job)
+        first = self.prefix.enter(job) if self.prefix and start == 0 else None
         if job.sequence is not None and start < length:
             start = max(start, min(stop, job.sequence.length))
         if start == stop:  # a shared prefix brought it all
@@ -272,7 +269,7 @@ class ContinuousEngine:
         else:
             out = self._part(job, call, start, stop, length)
         token = int(out.logits[0, -1].float().argmax()) if chunk.emits else None
-        if self.prefix is not None:
+        if self.prefix:
             self.prefix.keep(job, start, stop, token)
         self.scheduler.prefilled(job.id, stop)
         if token is not None:
@@ -281,7 +278,7 @@ class ContinuousEngine:
     def _part(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
         assert job.run is not None
         device = self.engine.model.device
-        if start >= length and stop - start > 1 and self._changes_by_step:
+        if start >= length and stop - start > 1 and changes_by_step(self.run.memory):
             return self._stepwise(job, call, start, stop, length)
         if job.sequence is None:
             job.sequence = self.cache.new_row()
@@ -311,13 +308,8 @@ class ContinuousEngine:
                 **extra,
             )
 
-    @property
-    def _changes_by_step(self) -> bool:
-        """Whether earlier entries change as tokens are added: each step must then come again alone."""
-        memory = self.run.memory
-        return isinstance(memory, KVCodec) or getattr(memory, "when", None) == "overflow"
-
     def _stepwise(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
+        """One token at a time, where earlier entries change as tokens are added."""
         assert job.sequence is not None
         before, job.sequence = job.sequence, job.sequence.clone()
         try:
@@ -382,7 +374,7 @@ class ContinuousEngine:
 
     def _shrink(self, found: Shrunk) -> None:
         """Out of memory: free what the scheduler says, and take back what the failed pass wrote."""
-        if self.prefix is not None:
+        if self.prefix:
             self.prefix.clear()
         for id in found.preempt:
             self._jobs[id].sequence = None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import UnsupportedError
-from foveate.core.language import KVCodec
+from foveate.core.language import CachePolicy, KVCodec
 from foveate.core.views import Reduction
 from foveate.engine.kv import LayerStore
 
@@ -98,3 +98,9 @@ class CodedStore(LayerStore):
         other.codes, other._prompt_entries = copy.deepcopy(self.codes), self._prompt_entries
         other._heads, other._plain = self._heads, self._plain
         return other
+
+
+def changes_by_step(memory: CachePolicy | KVCodec | None) -> bool:
+    """Whether earlier entries change as tokens are added, so that steps must come again one by one."""
+    overflows = isinstance(memory, CachePolicy) and memory.when == "overflow"
+    return overflows or isinstance(memory, KVCodec)

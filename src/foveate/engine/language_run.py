@@ -163,8 +163,6 @@ class LanguageRun:
             write_prompt(self.prefill, cache, layer, k, v)
         else:
             self._steps.write(cache, layer, k, v)
-            if self.policy is not None:
-                self.policy.stepped(layer, self._meta, cache)
         return True
 
     # --- hooks -------------------------------------------------------------------------------------
@@ -378,7 +376,10 @@ class LanguageRun:
             self._looked = Seen(q, k, mask, kwargs.get("scaling"), kwargs.get("softcap"))
             raise _LookedError
         if self._stepping is not None:
-            return self._steps.attend(self._stepping, index, module, inner, q, kwargs), None
+            stepped = self._steps.attend(self._stepping, index, module, inner, q, kwargs)
+            if self.policy is not None:  # afterwards: new tokens are the last entries until then
+                self.policy.stepped(index, self._meta, self._stepping)
+            return stepped, None
         prefill, method = self.prefill, self.method
         if prefill and method and index + 1 in self.at and "previous" in method.reads:
             prefill.last = Seen(q, k, mask, kwargs.get("scaling"), kwargs.get("softcap"))

@@ -157,12 +157,21 @@ class PrefixCache:
         key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
         return Prefix(key, tokens, acts_inside(plan))
 
+    def announce(
+        self, job: Job, adapter: AutoAdapter, plan: Plan, inputs: Mapping[str, Any]
+    ) -> None:
+        """Name what an encoded request may share; inputs: its prompt and pixels before encoding."""
+        assert job.run is not None and job.meta is not None
+        job.prefix = self.name(adapter, plan, inputs, job.run.short, job.meta)
+
     def enter(self, job: Job) -> int | None:
         """Give a request that holds nothing what is known of its prompt; the first token of its answer
         where that is known, too.
         """
-        entry = self.get(job.prefix) if job.prefix is not None else None
-        if entry is None or job.run is None:
+        if job.prefix is None or job.run is None or (job.sequence and job.sequence.length):
+            return None
+        entry = self.get(job.prefix)
+        if entry is None:
             return None
         job.sequence, job.run.inside = entry.sequence, entry.inside
         job.notes = (f"{entry.tokens} prompt tokens came from the prefix cache",)

@@ -6,8 +6,8 @@ Importing this module imports neither torch nor transformers.
 
 from __future__ import annotations
 
-from .nano import nano_path
+from .nano import nano_path, pair_path
 from .pictures import demo_pictures
 from .tasks import FAMILIES, Sample, samples
 
-__all__ = ["FAMILIES", "Sample", "demo_pictures", "nano_path", "samples"]
+__all__ = ["FAMILIES", "Sample", "demo_pictures", "nano_path", "pair_path", "samples"]

@@ -5,6 +5,7 @@ A counter that a machine does not have raises UnsupportedError or is None; it is
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import sys
 import threading
@@ -94,6 +95,20 @@ def reset_device_peak(device: Any) -> None:
 def _cuda(device: Any) -> Any | None:
     kind = getattr(device, "type", None) or str(device).partition(":")[0]
     return device if kind == "cuda" else None
+
+
+def trim() -> bool:
+    """Give freed heap memory back to the system; whether this C library can (glibc alone).
+
+    glibc keeps freed blocks of up to 32 MB for later use, so that a process that drops most of a
+    cache stays as large as before.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return bool(ctypes.CDLL("libc.so.6").malloc_trim(0))
+    except (OSError, AttributeError):  # another C library
+        return False
 
 
 class PeakRss:

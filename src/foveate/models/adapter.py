@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
@@ -29,8 +28,8 @@ from foveate.models.encoded import (
     flatten_hidden,
     joined,
 )
-from foveate.models.grids import block_group, square
 from foveate.models.packed import KeptPatches
+from foveate.models.pieces import packed_pieces, tiled_pieces
 
 MODALITIES = ("image", "video")
 _PIXELS = {"image": ("pixel_values", "image_patches"), "video": ("pixel_values_videos",)}
@@ -332,17 +331,7 @@ class AutoAdapter:
         """One piece an encoder pass of `patches` tokens; n == patches maps one to one, else square
         blocks.
         """
-        out = []
-        for i, f in enumerate(features):
-            n = int(f.shape[0])
-            group = block_group(patches, n, f.device)
-            source = None
-            if group is not None:
-                source = torch.arange(patches, device=f.device) + i * patches
-            part = torch.full_like(source, i) if source is not None else None
-            grid = (1, *square(n))
-            out.append(Piece(f, f, kind, grid, source=source, group=group, part=part, picture=i))
-        return out
+        return tiled_pieces(features, patches, kind)
 
     def packed(
         self, features: Sequence[Tensor], grids: Tensor, kind: Kind = "image"
@@ -350,32 +339,7 @@ class AutoAdapter:
         """Pieces of a packed tower: grid (t, h, w) in patches, consecutive groups of merge²
         patches.
         """
-        out, start = [], 0
-        for i, (f, grid) in enumerate(zip(features, grids.tolist(), strict=True)):
-            t, h, w = grid
-            patches, n = t * h * w, int(f.shape[0])
-            merge = math.isqrt(patches // n)
-            if merge * merge * n != patches or h % merge or w % merge:
-                raise UnsupportedError(
-                    f"{self.model_type}: {n} tokens for a grid of {t}x{h}x{w} patches is no square merge"
-                )
-            place = torch.arange(patches, device=f.device)
-            small = (t, h // merge, w // merge)
-            group = place // (merge * merge)
-            out.append(
-                Piece(
-                    f,
-                    f,
-                    "video" if t > 1 else kind,
-                    small,
-                    source=place + start,
-                    group=group,
-                    part=torch.full_like(place, i),
-                    picture=i,
-                )
-            )
-            start += patches
-        return out
+        return packed_pieces(self.model_type, features, grids, kind)
 
     # --- back into the model --------------------------------------------------------------------
     def project(self, encoder_tokens: Tensor) -> Tensor:

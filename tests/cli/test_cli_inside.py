@@ -1,0 +1,91 @@
+"""Methods inside the language model on the command line: listed, explained, compared, run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from foveate.cli import savings
+from tests.cli.cli_cases import call, last_json
+
+STAIRS = "pyramiddrop:at=2 3 5"  # 16 tokens of the tiny model: 16 16 8 4 4 2
+MEAN = (16 + 16 + 8 + 4 + 4 + 2) / 6
+
+
+def test_list_shows_the_stage() -> None:
+    data = last_json(call("list", "--stage", "prefill", "--json").stdout)
+    rows = {row["name"]: row for row in data["methods"]}
+    assert {"fastv", "pyramiddrop", "sparsevlm", "dart", "aim-pagerank", "vscan-lm"} <= set(rows)
+    assert {row["stage"] for row in rows.values()} == {"prefill"}
+    shown = call("list", "--stage", "prefill").stdout
+    assert "at=1/4 1/2" in shown and "pyramiddrop" in shown
+
+
+def test_explain_draws_and_tells_what_the_layers_had(
+    llava: Path, picture: Path, tmp_path: Path
+) -> None:
+    target = tmp_path / "sheet.png"
+    words = ("explain", picture, "-q", "what ?", "--model", llava, "--out", target,
+             "--max-new-tokens", 2, "--plan", STAIRS)  # fmt: skip
+    done = call(*words)
+    assert done.exit_code == 0, done.stderr
+    line = next(x for x in done.stdout.splitlines() if x.startswith(STAIRS))
+    assert "16 of 16 visual tokens (100%), 8 a layer on average, 2 in the last" in line
+    with Image.open(target) as image:
+        assert image.width > 2 * 280
+    done = call(*words, "--plan", "fastv:layer=9", "--json")
+    data = last_json(done.stdout)
+    assert [r["error"] is None for r in data["results"]] == [True, True, False]
+    assert "layers are 0 to 5" in data["results"][2]["error"]["message"]
+    assert done.exit_code == 2
+    assert data["results"][1]["report"]["layers"] == [16, 16, 8, 4, 4, 2]
+    assert data["results"][1]["report"]["identity"] is False
+
+
+def test_compare_runs_them_beside_the_controls(llava: Path, picture: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    done = call("compare", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2,
+                "--methods", "fastv,dyvte,aim-pagerank", "--plan", STAIRS, "--out", page,
+                "--json")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    found = {m["name"]: m for m in last_json(done.stdout)["methods"]}
+    assert found["fastv"]["tokens_kept"] == (16 + 16 + 4 * 4) / 6
+    assert found[STAIRS]["tokens_kept"] == MEAN and found[STAIRS]["tokens_in"] == 16
+    assert found["aim-pagerank"]["error"] is None
+    assert "weights" in found["dyvte"]["error"]["message"]
+    text = page.read_text(encoding="utf-8")
+    assert "go deepest" in text and "pyramiddrop" in text and "dyvte" in text
+
+
+def test_run_compares_the_layers(llava: Path, picture: Path) -> None:
+    done = call("run", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2, "--plan",
+                STAIRS, "--compare")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert "visual tokens a layer" in done.stdout
+    done = call("run", picture, "-q", "what ?", "--model", llava, "--plan", "sparsevlm:at=9 10 11")
+    assert done.exit_code == 2 and "layers are 0 to 5" in done.stderr
+
+
+def test_explain_shows_what_each_stage_saved(llava: Path, picture: Path, tmp_path: Path) -> None:
+    """A row a stage in the table, the same figures in the JSON."""
+    plan = "divprune:keep=1/2+fastv:layer=2,keep=1/2"
+    words = ("explain", picture, "-q", "what ?", "--model", llava, "--out", tmp_path / "sheet.png",
+             "--max-new-tokens", 2, "--plan", plan)  # fmt: skip
+    done = call(*words)
+    assert done.exit_code == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert any(x.startswith("saved by divprune") for x in lines), done.stdout
+    rows = [x for x in lines if "tokens " in x and "%" in x or "prefill " in x and "%" in x]
+    assert len([x for x in rows if "│" in x]) == 2
+    data = last_json(call(*words, "--json").stdout)
+    report = data["results"][1]["report"]
+    assert [s["stage"] for s in report["saved"]] == ["tokens", "prefill"]
+    assert all(s["prefill_flops"] > 0 and s["kv_bytes"] > 0 for s in report["saved"])
+    assert sum(report["layer_kv_bytes"]) == report["kv_bytes"]
+    assert data["results"][0]["report"]["saved"] == []
+
+
+def test_figures_are_short() -> None:
+    assert savings.cell(0, 0.0) == "-" and savings.cell(-2048, None) == "-2.05 k"
+    assert savings.cell(1_270_000_000, 0.318) == "1.27 G (32%)" and savings.short(999) == "999"
