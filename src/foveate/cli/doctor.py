@@ -19,7 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "hf": ("torch", "transformers", "accelerate", "safetensors", "psutil", "scipy"),
     "video": ("av",),
     "smolvlm": ("num2words",),
-    "lab": ("matplotlib",),
+    "lab": ("easy-vqa", "matplotlib"),
     "energy": ("zeus",),
 }
 BASE = ("array-api-compat", "numpy", "pillow", "rich", "typer")
