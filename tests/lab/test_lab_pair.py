@@ -27,7 +27,7 @@ def test_it_is_small_and_reads_the_same_tokens(pair: Engine) -> None:
     assert sum(p.numel() for p in pair.model.parameters()) <= MOST_PARAMETERS
     small, large = (AutoTokenizer.from_pretrained(p()) for p in (pair_path, nano_path))
     assert small.get_vocab() == large.get_vocab()
-    kept = ("image_seq_length", "image_token_id", "vision_feature_layer")
+    kept = ("image_seq_length", "image_token_index", "vision_feature_layer")
     configs = [json.loads((p() / "config.json").read_text()) for p in (pair_path, nano_path)]
     for name in kept:
         assert configs[0][name] == configs[1][name]
