@@ -82,11 +82,16 @@ def measure_memory(args: argparse.Namespace, store: Store) -> None:
                 video = registry.get(name).video_only
                 plan = Plan.parse(f"{name}:keep={keep}")
 
-                def work(plan: Plan = plan, video: bool = video) -> dict[str, Any]:
-                    select_once(plan, small[video], question)  # imports are not the method's  # noqa: B023
+                def work(
+                    plan: Plan = plan,
+                    warm: Any = small[video],
+                    whole: Any = facts[video],
+                    question: Any = question,
+                ) -> dict[str, Any]:
+                    select_once(plan, warm, question)  # imports are not the method's
                     given_back()
                     with PeakRss(interval_s=0.002) as peak:
-                        select_once(plan, facts[video], question)  # noqa: B023
+                        select_once(plan, whole, question)
                     return {"bytes": peak.extra_bytes}
 
                 found = forked(work, args.limit)

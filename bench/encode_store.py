@@ -46,9 +46,10 @@ def _source(place: str) -> tuple[str, frozenset[str]]:
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(module)
-    tree: ast.AST = ast.parse(Path(spec.origin).read_bytes())
+    whole = ast.parse(Path(spec.origin).read_bytes())
+    tree: ast.AST = whole
     if name:
-        tree = next(x for x in tree.body if getattr(x, "name", "") == name)  # type: ignore[attr-defined]
+        tree = next(x for x in whole.body if getattr(x, "name", "") == name)
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

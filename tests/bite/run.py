@@ -21,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+# Run as a script, the repository is not on the path before the line above.
 from tests.bite.faults import FAULTS, Fault  # noqa: E402
 from tests.bite.faults_encode import FAULTS as ENCODE  # noqa: E402
 from tests.bite.faults_memory import MEMORY  # noqa: E402

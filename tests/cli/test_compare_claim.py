@@ -114,7 +114,7 @@ def test_a_browser_without_network_shows_every_picture(
     """A headless browser that can reach no host lays the page out with all its pictures."""
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
-        pytest.skip("no headless browser on this machine")
+        pytest.skip("no headless browser on this machine: put chromium or chrome on the path")
     page, text = tmp_path / "probe.html", compared[0].read_text(encoding="utf-8")
     # A copy that may run one script of ours, to ask the browser what it decoded.
     probe = (

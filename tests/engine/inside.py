@@ -29,7 +29,7 @@ def generated(
     steps: int = STEPS,
     guidance: list[Any] | None = None,
     **options: Any,
-) -> tuple[Any, Compressed, LanguageRun]:
+) -> tuple[Any, Compressed, RecordedRun]:
     """Greedy steps of a call under a plan, with logits, what entered, and the run for its record.
 
     guidance: scores of the visual tokens of each row, for methods that follow a guide.
@@ -38,13 +38,12 @@ def generated(
     short = compress(adapter, plan, call)
     for row, scores in zip(short.rows, guidance or [], strict=False):
         row.guidance = scores
-    run = LanguageRun(adapter, plan)
+    run = RecordedRun(adapter, plan)
     with run.attached():
         kwargs = {**short.kwargs, **begin(run, short)}
         if "mm_encoder_outputs" in kwargs:
             kwargs["mm_encoder_outputs"] = short.expand(None, 1)
-        record = run.attached_record = Record()  # type: ignore[attr-defined]
-        with record.keeping(run):
+        with run.record.keeping(run):
             out = model.generate(
                 **kwargs,
                 max_new_tokens=steps,
@@ -80,6 +79,14 @@ class Record:
             yield
         finally:
             handle.remove()
+
+
+class RecordedRun(LanguageRun):
+    """A run that remembers what was present."""
+
+    def __init__(self, adapter: AutoAdapter, plan: Plan) -> None:
+        super().__init__(adapter, plan)
+        self.record = Record()
 
 
 @contextlib.contextmanager

@@ -79,9 +79,11 @@ def token_of_patches(c: Case) -> np.ndarray:
     for i, (t, h, w) in enumerate(c.mm[f"{c.modality}_grid_thw"].tolist()):
         sizes = c.mm.get(f"{c.modality}_merge_sizes")
         m = c.adapter.config.vision_config.spatial_merge_size if sizes is None else int(sizes[i])
-        number = lambda f, r, q, h=h, w=w, m=m: (f * (h // m) + r // m) * (w // m) + q // m  # noqa: E731
         if c.adapter.model_type == "paddleocr_vl":
-            out += [first + number(f, r, q) for f in range(t) for r in range(h) for q in range(w)]
+            for f in range(t):
+                for r in range(h):
+                    for q in range(w):
+                        out.append(first + (f * (h // m) + r // m) * (w // m) + q // m)
         else:
             out += [first + k // (m * m) for k in range(t * h * w)]
         first += t * (h // m) * (w // m)

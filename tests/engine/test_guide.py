@@ -174,7 +174,7 @@ def test_the_guided_model_equals_the_masked_reference(name: str, plan: str) -> N
     method = parsed.stage("prefill")
     assert isinstance(method, SGL)
     for i, (row, mm) in enumerate(zip(rows, medias, strict=True)):
-        present = run.attached_record.present[i]
+        present = run.record.present[i]
         visual = (row["input_ids"][0] == image).nonzero()[:, 0].numpy()
         k = max(1, math.floor(method.keep * counts[i] + 0.5))
         best = sorted(visual[np.argsort(-scores[i], kind="stable")[:k]])

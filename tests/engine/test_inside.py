@@ -55,7 +55,7 @@ def _check(name: str) -> None:
         assert relative(got[i], torch.stack(alone.logits, 1)[0]) <= EXACT, "batch against single"
         if adapter.recurrent:
             continue  # a recurrent state has no mask to compare with
-        present = run.attached_record.present[i]  # type: ignore[attr-defined]
+        present = run.record.present[i]
         real = short.kwargs["attention_mask"][i].bool()
         positions = short.kwargs["position_ids"]
         positions = (positions[:, i] if positions.ndim == 3 else positions[i][None])[:, real]

@@ -25,7 +25,7 @@ from foveate.engine.language_door import begin
 from foveate.engine.language_run import LanguageRun
 from foveate.engine.splice import weighted
 from foveate.models.adapter import adapter_for
-from tests.engine.inside import STEPS, Record, generated, reference_logits
+from tests.engine.inside import STEPS, RecordedRun, generated, reference_logits
 from tests.engine.reference import decoder_layers, relative
 from tests.support import tiny
 
@@ -117,7 +117,7 @@ def check(name: str, text: str, side: str = "left") -> None:
     dropped, shown = False, 0.0
     for i, (row, mm) in enumerate(zip(rows, medias, strict=True)):
         mine = made[i]
-        present = run.attached_record.present[i]
+        present = run.record.present[i]
         real = short.kwargs["attention_mask"][i].bool()
         positions = short.kwargs["position_ids"]
         positions = (positions[:, i] if positions.ndim == 3 else positions[i][None])[:, real]
@@ -175,13 +175,12 @@ def recorded(
             out, short, run = generated(model, adapter, plan, call, steps=steps)
             prompt = short.kwargs["input_ids"].shape[1]
             return torch.stack(out.logits, 1), out.sequences[:, prompt:], short, run
-        short, run = compress(adapter, plan, call), LanguageRun(adapter, plan)
+        short, run = compress(adapter, plan, call), RecordedRun(adapter, plan)
         with run.attached():
             kwargs = {**short.kwargs, **begin(run, short)}
             if "mm_encoder_outputs" in kwargs:
                 kwargs["mm_encoder_outputs"] = short.expand(None, 1)
-            record = run.attached_record = Record()  # type: ignore[attr-defined]
-            with record.keeping(run):
+            with run.record.keeping(run):
                 whole = model(**kwargs).logits  # of the tokens that the last layer has
             assert run.prefill is not None
             last = run.prefill.now.valid.sum(1) - 1

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,7 +88,7 @@ def sample_hits(engine: Engine, sample: Sample) -> np.ndarray | None:
         raise UnsupportedError(
             "the probe of heads needs a model that sees whole pictures, uncropped"
         )
-    policy = Watching(keep="1", window=len(ids))  # type: ignore[arg-type]
+    policy = Watching(keep=Fraction(1), window=len(ids))
     plan = Plan((policy,))
     ready = engine.preprocessed(
         [engine.prepare(Request(sample.question, images=sample.images))], plan
