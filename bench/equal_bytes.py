@@ -54,6 +54,7 @@ PLANS: dict[str, str] = {
     "infinipot-v": "infinipot-v:keep={x}",
     "look-m": "look-m:keep={x}",
     "meda": "meda:keep={x}",
+    "hybridkv": "hybridkv:keep={x},page=8",
 }
 
 

@@ -41,6 +41,8 @@ KINDS = {"print": ("code",), "shapes": ("shape", "colour"), "form": ("form",), "
 NEW_TOKENS = 8
 WINDOW = 8
 """Last queries that vote, for policies that have such a window: lab-nano's questions are short."""
+PAGE = 8
+"""Entries a page, for policies that have pages: a larger one does not fit the budget of a short prompt."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,8 @@ def plan_of(name: str, keep: str, heads: Path) -> Plan:
     extra: dict[str, Any] = {"window": WINDOW} if "window" in known.__dataclass_fields__ else {}
     if name == "sparsemm":
         extra["heads"] = str(heads)
+    if name == "hybridkv":
+        extra["page"] = PAGE
     return Plan((registry.build(name, keep=keep, **extra),))
 
 

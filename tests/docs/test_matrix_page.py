@@ -7,6 +7,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner
 
+from foveate.cli import families
 from foveate.cli.app import app
 from tests.support import tiny
 
@@ -27,3 +28,9 @@ def test_the_support_matrix_covers_every_family_that_the_tests_build() -> None:
     assert len(exact) >= 36
     for name, found in data["families"].items():
         assert found["encode"] == "exact" or found["reason"], name
+        inside = found["inside"]
+        for kind in families.INSIDE:
+            reasons = [r for r in inside["reasons"] if r.startswith(f"{kind}: ")]
+            assert inside[kind] in (*families.STATUS, "runs"), (name, kind)
+            assert (inside[kind] == "refused") == bool(reasons), (name, kind)
+        assert inside["layers"]

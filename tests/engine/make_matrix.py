@@ -3,7 +3,7 @@ each family, here, now.
 
     python -m tests.engine.make_matrix [--check]
 
---check compares with the committed file and fails where an exact cell was lost.
+--check compares with the committed file and fails where a cell that ran was lost.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from foveate.models import compat
 from foveate.models.adapter import adapter_for
 from foveate.models.encoded import encoder_view
 from tests.engine.matrix import EXACT, check_family
+from tests.engine.matrix_inside import check_inside
 from tests.support import tiny
 
 TARGET = Path(__file__).parents[2] / "src" / "foveate" / "models" / "support.json"
@@ -59,6 +60,7 @@ def row(name: str) -> dict[str, Any]:
     entry: dict[str, Any] = {"model_type": model.config.model_type, "class": type(model).__name__}
     try:
         adapter = adapter_for(model)
+        entry["inside"] = check_inside(name)
         result = check_family(name)
     except FoveateError as error:
         return {**entry, "encode": "refused", "reason": str(error)}
@@ -87,6 +89,17 @@ def row(name: str) -> dict[str, Any]:
     }
 
 
+def statuses(entry: dict[str, Any]) -> dict[str, str]:
+    """What an entry says of each stage."""
+    inside = entry.get("inside", {})
+    found = {k: inside[k] for k in ("prefill", "policy", "codec", "continuous") if k in inside}
+    return {"encode": entry.get("encode", "missing"), **found}
+
+
+def reasons(entry: dict[str, Any]) -> str:
+    return "; ".join([entry.get("reason", ""), *entry.get("inside", {}).get("reasons", [])])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
@@ -101,14 +114,16 @@ def main() -> int:
     if args.check:
         before = json.loads(TARGET.read_text())["families"]
         lost = [
-            n
+            (n, stage)
             for n, f in before.items()
-            if f["encode"] == "exact" and families.get(n, {}).get("encode") != "exact"
+            for stage, status in statuses(f).items()
+            if status != "refused" and statuses(families.get(n, {})).get(stage) != status
         ]
     else:
         TARGET.write_text(json.dumps(data, indent=1) + "\n")
-    for name in lost:
-        print(f"lost: {name} was exact, now {families[name]['encode']}: {families[name]['reason']}")
+    for name, stage in lost:
+        now = families.get(name, {})
+        print(f"lost: {name}, {stage}: now {statuses(now).get(stage)}: {reasons(now)}")
     print(json.dumps({"families": len(families), "exact": exact, "lost": lost}))
     return 1 if lost else 0
 

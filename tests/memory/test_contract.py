@@ -13,7 +13,7 @@ import torch
 
 from foveate.core import registry
 from foveate.core.errors import CheckpointError, SettingError
-from foveate.core.language import CachePolicy
+from foveate.core.language import CachePolicy, Pages
 from foveate.core.views import Reduction
 from tests.memory.views import PlainView, prompt_view
 
@@ -25,10 +25,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "look-m off": {"merge": "off"},
     "meda full": {"entropy": "full"},
     "adakv normalize": {"normalize": True, "group": "max"},
+    "hybridkv": {"page": 4},
+    "hybridkv dynamic": {"page": 4, "share": "0"},
+    "hybridkv static": {"page": 4, "share": "1"},
+    "hybridkv uneven": {"page": 4, "share": "3/5", "ratio": "2"},
 }
 LAYERS = 4
-ROUNDED = {"adakv": 2, "pyramidkv": LAYERS}
-"""Entries a head by which the papers' own rounding may miss the budget (the vectors hold them to it)."""
+ROUNDED = {"adakv": 2, "pyramidkv": LAYERS, "hybridkv": 4}
+"""Entries a head by which the papers' own rounding may miss the budget: the vectors hold the first two
+to it, the third takes whole pages, of 4 entries in these variants.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +81,13 @@ def decided(policy: CachePolicy, views: list[PlainView], mean: int) -> list[list
         if list(k) == room[i]:
             out.append([None] * len(k))
             continue
-        found = policy.select(i, view, k, stats[i])
+        found = []
+        for r, n in zip(policy.select(i, view, k, stats[i]), room[i], strict=True):
+            if isinstance(r, Pages):  # what is resident before a query asked for other pages
+                assert policy.pages and r.wanted <= r.count(n)
+                front, cut = r.wanted * r.size, r.count(n) * r.size
+                r = Reduction.pick(np.r_[:front, cut:n], n, "cache")
+            found.append(r)
         for r, x, n in zip(found, k, room[i], strict=True):
             r.check()
             assert r.k == x and r.n == n and r.space == "cache"
@@ -215,6 +227,10 @@ def test_bad_settings_are_refused(name: str, scores: Path) -> None:
         ("sparsemm", {}, "heads="),
         ("prefixkv", {"sinks": -1}, "sinks"),
         ("random-kv", {"seed": -1}, "seed"),
+        ("hybridkv", {"theta": "0"}, "theta"),
+        ("hybridkv", {"share": "3/2"}, "share"),
+        ("hybridkv", {"ratio": "0"}, "ratio"),
+        ("hybridkv", {"page": 0}, "page"),
     ],
 )
 def test_settings_of_its_own_are_checked(name: str, settings: Any, match: str) -> None:

@@ -26,6 +26,8 @@ NANO = (6, 6)
 """Layers and query heads of lab-nano."""
 POOLING = {"snapkv", "pyramidkv", "adakv", "sparsemm", "random-kv"}
 """Those whose window is longer than half of a short prompt by default."""
+SLACK = {**ROUNDED, "hybridkv": 16}
+"""Entries a head beside the budget: what is rounded, and half an entry for each page's mean key."""
 
 
 @functools.cache
@@ -91,7 +93,7 @@ def test_equal_budgets_are_equal_bytes(tmp_path: Path) -> None:
             assert got and exact and answer.report and answer.report.kv_bytes
             entry = answer.report.kv_bytes // answer.report.prompt_tokens  # of all layers and heads
             assert exact == entry * round(answer.report.prompt_tokens / 4 + 1e-9)
-            assert abs(got - exact) <= entry * ROUNDED.get(name, 0)
+            assert abs(got - exact) <= entry * SLACK.get(name, 0)
             assert name in ROUNDED or got == exact
 
 

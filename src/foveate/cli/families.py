@@ -29,12 +29,26 @@ CAPTION = (
     "single runs, no mask can show more; refused: a typed error before any compute."
 )
 
+INSIDE = {
+    "prefill": "prefill",
+    "policy": "KV policies",
+    "codec": "KV codecs",
+    "continuous": "continuous batching",
+}
+INSIDE_CAPTION = (
+    "Inside the language model, checked on a ragged batch of three: a prefill method, a cache policy and "
+    "a codec. Where layers have windows, these count positions: a token that left does not make a window "
+    "wider. Recurrent layers keep no entries, so policies and codecs act on the others; what a token "
+    "left in a recurrent state before it was dropped stays. runs: requests join and leave."
+)
+
 
 def load() -> dict[str, Any]:
     """{"transformers": version, "families": {name: entry}}; UnsupportedError if it is missing or damaged.
 
     An entry holds model_type, class, encode (a STATUS) and reason; where not refused also facts (encoder
-    facts for methods), merge_before_projector, mrope, video, blocks, and worst, bite, cells of the check.
+    facts for methods), merge_before_projector, mrope, video, blocks, and worst, bite, cells of the check;
+    and inside: what runs inside the language model, a status for each of INSIDE, its layers and reasons.
     """
     file = resources.files("foveate.models").joinpath(FILE)
     try:
@@ -87,6 +101,16 @@ HEADER = (
 )  # fmt: skip
 
 
+def inside_cells(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
+    """family, its decoder's layers, a status for each of INSIDE, and the reasons."""
+    inside = entry.get("inside", {})
+    found = [inside.get(kind, "not checked") for kind in INSIDE]
+    return (name, inside.get("layers", "-"), *found, "; ".join(inside.get("reasons", ())))
+
+
+INSIDE_HEADER = ("family", "layers", *INSIDE.values(), "reason")
+
+
 def total(data: dict[str, Any]) -> str:
     found = [entry["encode"] for entry in data["families"].values()]
     parts = [f"{found.count(s)} {s}" for s in STATUS]
@@ -111,17 +135,37 @@ def as_table(data: dict[str, Any]) -> Group:
             what.append(f" [{reasons.setdefault(reason, len(reasons) + 1)}]", style="not bold")
         facts = list(entry.get("facts", ())) + ["merge"] * bool(entry.get("merge_before_projector"))
         table.add_row(name, what, ", ".join(facts) or "-", video, positions)
+    deep = Table(title="inside the language model", title_justify="left", title_style="bold")
+    for name in INSIDE_HEADER[:-1]:
+        deep.add_column(name, overflow="fold", no_wrap=name == "family")
+    for family, entry in data["families"].items():
+        row = [
+            Text(c.replace("-", " "), style=style.get(c, "")) if i else Text(c)
+            for i, c in enumerate(inside_cells(family, entry)[:-1])
+        ]
+        for reason in entry.get("inside", {}).get("reasons", ()):
+            kind, _, why = reason.partition(": ")
+            if kind in INSIDE:
+                number = reasons.setdefault(why, len(reasons) + 1)
+                row[2 + list(INSIDE).index(kind)].append(f" [{number}]", style="not bold")
+        deep.add_row(*row)
     lines = [Text(f"[{number}] {reason}") for reason, number in reasons.items()]
-    return Group(table, *lines, Text(FACTS_CAPTION, style="dim"), Text(CAPTION, style="dim"))
+    captions = [Text(c, style="dim") for c in (FACTS_CAPTION, CAPTION, INSIDE_CAPTION)]
+    return Group(table, deep, *lines, *captions)
 
 
 def as_markdown(data: dict[str, Any]) -> str:
-    """The page of families: a Markdown table, one row a family."""
+    """The page of families: two Markdown tables, one row a family."""
     lines = ["# Model families", "", "Written by `make docs` from the support matrix; do not edit."]
     lines += ["", total(data) + ".", "", CAPTION, ""]
     lines += ["| " + " | ".join(HEADER) + " |", "|" + "---|" * len(HEADER)]
     for name, entry in data["families"].items():
         row = [c.replace("|", "\\|") for c in cells(name, entry)]
         row[1] = f"`{row[1]}`"
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", "## Inside the language model", "", INSIDE_CAPTION, ""]
+    lines += ["| " + " | ".join(INSIDE_HEADER) + " |", "|" + "---|" * len(INSIDE_HEADER)]
+    for name, entry in data["families"].items():
+        row = [c.replace("|", "\\|") for c in inside_cells(name, entry)]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)

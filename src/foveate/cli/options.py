@@ -41,6 +41,13 @@ TextTower = Annotated[
         "for plans that compare words and patches (cdpruner-clip)."
     ),
 ]
+Guide = Annotated[
+    str | None,
+    typer.Option(
+        help="Folder or hub id of a small sibling of the model, for plans that follow one (sgl); "
+        "lab-pair is the bundled sibling of lab-nano."
+    ),
+]
 MAX_PIXELS, MAX_FRAMES, MAX_NEW_TOKENS = 64_000_000, 64, 64
 
 
@@ -58,6 +65,7 @@ class Loading:
     feature_cache: Path | None = None  # a folder
     keep_features: bool = False  # in memory, for several questions about the same pictures
     text_tower: str | None = None
+    guide: str | None = None  # a small sibling
 
 
 def open_engine(loading: Loading) -> Engine:
@@ -66,12 +74,17 @@ def open_engine(loading: Loading) -> Engine:
         raise InputError(
             "--model is empty; give a folder or a hub id, or leave it out for lab-nano"
         )
+    if loading.guide is not None and not loading.guide.strip():
+        raise InputError("--guide is empty; give a folder or a hub id, or lab-pair")
     from foveate.engine.loading import check_folder
     from foveate.lab.nano import nano_path
 
     # What a folder shows at a glance is refused before torch takes seconds to start.
     source: str | Path = loading.model if loading.model is not None else nano_path()
     check_folder(source)
+    guide = _guide_source(loading.guide)
+    if guide is not None:
+        check_folder(guide)
     try:
         with working("starting torch and transformers"):
             from foveate.engine.engine import Engine
@@ -84,17 +97,30 @@ def open_engine(loading: Loading) -> Engine:
         from foveate.engine.cache import FeatureCache
 
         cache = FeatureCache(folder=loading.feature_cache)
+    names = ("dtype", "device_map", "max_pixels", "max_frames", "allow_url")
+    options: dict[str, Any] = {name: getattr(loading, name) for name in names}
+    small = None if guide is None else _loaded(Engine, guide, options)
+    options |= {"revision": loading.revision, "text_tower": loading.text_tower}
+    return _loaded(Engine, source, {**options, "cache": cache, "guide": small})
+
+
+def _loaded(engine: Any, source: str | Path, options: dict[str, Any]) -> Engine:
     local = Path(source).is_dir()
     _hush(local)
     if not local:
         note(f"loading {source}")
     with working(f"loading {source}"):
-        options: dict[str, Any] = {
-            name: getattr(loading, name)
-            for name in ("dtype", "device_map", "revision", "max_pixels", "max_frames", "allow_url")
-        }
-        options["text_tower"] = loading.text_tower
-        return Engine.from_pretrained(source, cache=cache, **options)
+        found: Engine = engine.from_pretrained(source, **options)
+        return found
+
+
+def _guide_source(name: str | None) -> str | Path | None:
+    """Where the guide is; the bundled sibling by its name, unless a folder here has that name."""
+    if name == "lab-pair" and not Path(name).exists():
+        from foveate.lab.nano import pair_path
+
+        return pair_path()
+    return name
 
 
 def _hush(local: bool) -> None:

@@ -139,6 +139,9 @@ def counts(a: Report, b: Report) -> list[tuple[str, int, int]]:
         rows.insert(2, ("visual tokens a layer", one, two))
     if a.kv_bytes is not None and b.kv_bytes is not None:
         rows.append(("KV cache bytes", a.kv_bytes, b.kv_bytes))
+    away = a.kv_offloaded_bytes or 0, b.kv_offloaded_bytes or 0
+    if any(away):
+        rows.append(("KV bytes in host memory", *away))
     return rows
 
 

@@ -12,6 +12,7 @@ from foveate.cli.asking import Asked, Pair, Task, answer_all, heading, pictures_
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import Item, collect
 from foveate.core.errors import FoveateError, InputError, UnsupportedError
+from foveate.core.language import GuidedMethod
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def run(
         Path | None, typer.Option(help="Keep encoded pictures in this folder, for later questions.")
     ] = None,
     text_tower: options.TextTower = None,
+    guide: options.Guide = None,
 ) -> int:  # fmt: skip
     """Answer a question about pictures or videos.
 
@@ -78,6 +80,7 @@ def run(
     )
     tasks = _tasks(collect(sources or [], allow_url), together or chat)
     _check(asked, tasks, question, chat=chat, stream=stream, as_json=as_json, picture=picture)
+    _check_guide(asked.plan, guide)
     if compare and feature_cache is not None:
         raise InputError("--compare times the encoder: leave out --feature-cache")
     target = output_file(picture, "--picture")
@@ -93,6 +96,7 @@ def run(
             feature_cache,
             keep_features=chat,
             text_tower=text_tower,
+            guide=guide,
         )
     )
     if chat:
@@ -146,6 +150,18 @@ def _check(
         raise InputError("--picture needs a picture or video to draw")
     if not tasks[0].items:
         console.note("note: no picture was given, the model answers from the words alone")
+
+
+def _check_guide(plan: Plan, guide: str | None) -> None:
+    """A guide and a plan that follows one come together."""
+    method = plan.stage("prefill")
+    follows = isinstance(method, GuidedMethod)
+    if method is not None and follows and guide is None:
+        raise UnsupportedError(
+            f"{method.name} follows a small sibling of the model: name it with --guide"
+        )
+    if guide is not None and not follows:
+        raise InputError(f"--guide is for plans that follow one, such as sgl:keep=1/2; not {plan}")
 
 
 def show(task: Task, asked: Asked, pair: Pair, *, several: bool, streamed: bool = False) -> None:

@@ -4,8 +4,9 @@ of the CLI.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class FoveateError(Exception):
@@ -82,3 +83,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(close) + "?"
     return "known: " + ", ".join(known)
+
+
+@contextlib.contextmanager
+def naming(method: str) -> Iterator[None]:
+    """While open, a SettingError begins with the name of the method whose setting it is."""
+    try:
+        yield
+    except SettingError as error:
+        raise SettingError(f"{method}: {error}") from None

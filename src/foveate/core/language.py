@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
-from foveate.core.errors import SettingError, UnsupportedError
+from foveate.core.errors import SettingError, UnsupportedError, naming
 from foveate.core.method import Method, Stage, setting
 from foveate.core.views import Array, Question, Reduction, Segment
 
@@ -215,19 +215,55 @@ class KVView(Protocol):
 
 
 @dataclass(frozen=True)
+class Pages:
+    """What `CachePolicy.select` answers for a head whose prompt is not to be lost: its entries go to
+    host memory in pages of `size`, and every step attends to `wanted` of them and to the rest.
+    """
+
+    size: int
+    wanted: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.wanted < 1:
+            raise SettingError(
+                f"pages of {self.size} entries, {self.wanted} a step: at least 1 each"
+            )
+
+    def count(self, n: int) -> int:
+        """Whole pages that n entries fill; the newest entry is in none of them."""
+        return max(0, n - 1) // self.size
+
+    def resident(self, n: int) -> int:
+        """Entries of n that a step holds: the wanted pages, and those after the last page."""
+        return n + (min(self.wanted, self.count(n)) - self.count(n)) * self.size
+
+
+class PageView(Protocol):
+    """The offloaded pages of some KV heads of one layer: mean (h, p, a), each page's mean key; heads
+    (h,) which KV heads they are; spec, how they were cut.
+    """
+
+    heads: tuple[int, ...]
+    mean: Array
+    spec: Pages
+
+
+@dataclass(frozen=True)
 class CachePolicy(Method):
     """Evicts or merges cache entries at the end of prefill, or whenever a store overflows.
 
     when: "prefill_end" or "overflow"; scope: "layer" (a layer is decided as soon as it ran, so the
     peak never holds all layers in full) or "model" (allocate() needs the statistics of all layers).
     `reads`: which queries of the prompt rows() may ask for in observe(), "window" (the last ones,
-    see `window_tokens`) or "all". Tokens that are generated later come on top of the budget.
+    see `window_tokens`) or "all". `pages`: select() may send heads to host memory, and retrieve()
+    brings pages back. Tokens that are generated later come on top of the budget.
     """
 
     stage: ClassVar[Stage] = "memory"
     when: ClassVar[Literal["prefill_end", "overflow"]] = "prefill_end"
     scope: ClassVar[Literal["layer", "model"]] = "layer"
     reads: ClassVar[frozenset[Literal["window", "all"]]] = frozenset()
+    pages: ClassVar[bool] = False
 
     keep: Fraction | None = setting(None, "share of the KV entries that is kept, 0 < keep <= 1")
     entries: int | None = setting(None, "KV entries kept a head, on average", low=1)
@@ -235,10 +271,8 @@ class CachePolicy(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
+        with naming(self.name):
             _ = self.budget
-        except SettingError as error:
-            raise SettingError(f"{self.name}: {error}") from None
 
     @property
     def budget(self) -> KVBudget:
@@ -279,9 +313,19 @@ class CachePolicy(Method):
         heads = sum(len(layer) for layer in room)
         return [[min(n, max(1, budget // heads)) for n in layer] for layer in room]
 
-    def select(self, layer: int, view: KVView, k: Sequence[int], stats: Any) -> Sequence[Reduction]:
-        """One reduction a KV head, k[h] entries each; the same W for keys and values."""
+    def select(
+        self, layer: int, view: KVView, k: Sequence[int], stats: Any
+    ) -> Sequence[Reduction | Pages]:
+        """One answer a KV head, k[h] entries each: a reduction, the same W for keys and values; or,
+        where `pages` is set, Pages of which k[h] entries are resident.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define select()")
+
+    def retrieve(self, layer: int, query: Array, pages: PageView) -> Array:
+        """Indices (h, wanted) of the pages that one query (h, g, a), g query heads a KV head, is to
+        see in this layer: distinct ones in each row.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define retrieve()")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type
 import numpy as np
 
 from foveate.core.budget import Budget, Counts
-from foveate.core.errors import SettingError, nearest
+from foveate.core.errors import SettingError, naming, nearest
 from foveate.core.views import (
     BlockView,
     Grid,
@@ -182,10 +182,8 @@ class Budgeted(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        try:
+        with naming(self.name):
             _ = self.budget
-        except SettingError as error:
-            raise SettingError(f"{self.name}: {error}") from None
 
     @property
     def budget(self) -> Budget:

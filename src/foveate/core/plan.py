@@ -21,7 +21,10 @@ from foveate.core.method import STAGES, Method, parse_value
 
 Positions = Literal["auto", "retain", "renumber"]
 POSITIONS: tuple[Positions, ...] = ("auto", "retain", "renumber")
-_OPTIONS = ("positions", "seed", "question_turn")
+Newlines = Literal["auto", "rows", "all"]
+NEWLINES: tuple[Newlines, ...] = ("auto", "rows", "all")
+_OPTIONS = ("positions", "seed", "question_turn", "newlines")
+_LATER = ("newlines", "auto")
 
 
 @dataclass(frozen=True)
@@ -30,15 +33,22 @@ class Plan:
 
     positions: "auto" resolves to retain for M-RoPE and to renumber for 1-D models; question_turn:
     which
-    turn of a conversation a text-conditioned method reads (-1 the last).
+    turn of a conversation a text-conditioned method reads (-1 the last). newlines: tokens that carry
+    layout stay where their grid row keeps a token ("rows", what "auto" means) or all stay ("all": then
+    their number is known before encoding, as vLLM needs).
     """
 
     methods: tuple[Method, ...] = ()
     positions: Positions = "auto"
     seed: int = 0
     question_turn: int = -1
+    newlines: Newlines = "auto"
 
     def __post_init__(self) -> None:
+        if self.newlines not in NEWLINES:
+            raise SettingError(
+                f"plan: newlines = {self.newlines!r}; {nearest(str(self.newlines), NEWLINES)}"
+            )
         if self.positions not in POSITIONS:
             raise SettingError(
                 f"plan: positions = {self.positions!r}; {nearest(str(self.positions), POSITIONS)}"
@@ -173,7 +183,9 @@ class Plan:
             {"method": m.name, **{f.name: _plain(getattr(m, f.name)) for f in fields(m)}}
             for m in self.methods
         ]
-        full = {"methods": steps, **{k: getattr(self, k) for k in _OPTIONS}}
+        # "auto" is left out: the option came later, and hashes that were written down stay.
+        options = {k: getattr(self, k) for k in _OPTIONS if (k, getattr(self, k)) != _LATER}
+        full = {"methods": steps, **options}
         return hashlib.sha256(json.dumps(full, sort_keys=True).encode()).hexdigest()[:16]
 
     def _options(self) -> dict[str, Any]:
@@ -194,7 +206,7 @@ def _pairs(text: str, owner: str) -> dict[str, str]:
 
 
 def _options(values: Mapping[str, Any]) -> dict[str, Any]:
-    kinds = {"positions": str, "seed": int, "question_turn": int}
+    kinds = {"positions": str, "seed": int, "question_turn": int, "newlines": str}
     for key in values:
         if key not in kinds:
             raise SettingError(f"plan has no option {key!r}; {nearest(key, kinds)}")

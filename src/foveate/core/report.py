@@ -58,7 +58,8 @@ class Report:
 
     identity: the plan (or its budget) changed nothing. positions: retain or renumber as resolved.
     layers: visual tokens present at each language-model layer, if a prefill method acted.
-    layer_kv_bytes: bytes of the KV cache by language-model layer. saved: what each stage saved, in
+    layer_kv_bytes: bytes of the KV cache by language-model layer. kv_offloaded_bytes: those that a
+    policy holds in host memory beside these, None where none does. saved: what each stage saved, in
     the order of the stages; empty where the model's FLOPs are not known.
     """
 
@@ -79,6 +80,7 @@ class Report:
     segments: tuple[SegmentReport, ...] = ()
     layers: tuple[int, ...] | None = None
     layer_kv_bytes: tuple[int, ...] | None = None
+    kv_offloaded_bytes: int | None = None
     saved: tuple[Saving, ...] = ()
     ms: dict[str, float] = field(default_factory=dict)
     cpu_ms: dict[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from foveate.core.language import CachePolicy
 from foveate.core.report import Saving
 from foveate.core.shapes import EncodeWork, Entries, ModelShape
 from foveate.engine.encode_work import encode_works
-from foveate.engine.kv_report import entries_at_decode, layer_bytes
+from foveate.engine.kv_report import entries_at_decode, layer_bytes, offloaded_bytes
 from foveate.engine.language_door import INSIDE, tokens_by_layer
 from foveate.models.shapes import model_shape
 
@@ -34,6 +34,7 @@ class Accounts:
     layer_kv_bytes: tuple[int, ...] | None
     saved: tuple[Saving, ...]
     notes: tuple[str, ...] = ()
+    offloaded_bytes: int | None = None
 
     @property
     def kv_bytes(self) -> int | None:
@@ -49,16 +50,18 @@ def accounts(engine: Engine, run: Run, index: int, new_tokens: int) -> Accounts:
     place = index * beams  # a request's beams are neighbours
     layers = tokens_by_layer(run.inside, index, of)
     held = layer_bytes(cache, len(row.index) + steps, place, steps)
+    away = offloaded_bytes(cache, place)
     if not run.plan.methods:
-        return Accounts(layers, held, ())
+        return Accounts(layers, held, (), offloaded_bytes=away)
     try:
         shape = model_shape(engine.model.config, engine.model.dtype.itemsize)
         request, stages = stage_works(shape, run, index, steps, layers)
         stages = _inner(run.plan, request, stages, entries_at_decode(cache, place), held)
         saved = attribute(shape, request, stages)
     except UnsupportedError as error:
-        return Accounts(layers, held, (), (f"what each stage saved is not counted: {error}",))
-    return Accounts(layers, held, saved, _notes(run.plan, steps))
+        note = f"what each stage saved is not counted: {error}"
+        return Accounts(layers, held, (), (note, *_away(engine, away)), away)
+    return Accounts(layers, held, saved, (*_notes(run.plan, steps), *_away(engine, away)), away)
 
 
 def stage_works(
@@ -128,3 +131,12 @@ def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
             "decode FLOPs are counted with the entries left at the end: evicted ones came and went",
         )
     return ()
+
+
+def _away(engine: Engine, offloaded: int | None) -> tuple[str, ...]:
+    if offloaded is None:
+        return ()
+    words = f"{offloaded} bytes of keys and values lie in host memory; kv_bytes leaves them out"
+    if engine.model.device.type == "cpu":
+        words += " (on a CPU that is the same memory: pages are held apart, nothing is saved)"
+    return (words,)

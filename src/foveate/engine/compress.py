@@ -229,7 +229,7 @@ def compress(
             if around is not None and method is None:
                 chosen = around.collapse(placed)
             pieces = [
-                splice.keep(adapter, p, c, v.encoder)
+                splice.keep(adapter, p, c, v.encoder, plan.newlines)
                 for p, c, v in zip(placed, chosen, views, strict=True)
             ]
             index = splice.row_index(ids.shape[1], placed, pieces, real[r])

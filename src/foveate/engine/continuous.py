@@ -152,7 +152,7 @@ class ContinuousEngine:
     @property
     def kv_bytes(self) -> int:
         """KV bytes allocated now."""
-        return sum(j.sequence.nbytes for j in self._jobs.values() if j.sequence is not None)
+        return sum(j.sequence.memory_bytes for j in self._jobs.values() if j.sequence is not None)
 
     # --- one step ----------------------------------------------------------------------------------
     @torch.no_grad()
@@ -182,7 +182,7 @@ class ContinuousEngine:
                 self._shrink(self.scheduler.shrink())
             for job in self._jobs.values():
                 if job.sequence is not None and self.scheduler.ticket(job.id).holds_kv:
-                    self.scheduler.kv_bytes(job.id, job.sequence.nbytes)
+                    self.scheduler.kv_bytes(job.id, job.sequence.memory_bytes)
             return True
 
     def _forget_ended(self) -> None:
@@ -210,7 +210,7 @@ class ContinuousEngine:
     def _bytes_per_token(self) -> int:
         known = [j.sequence for j in self._jobs.values() if j.sequence and j.sequence.length]
         if known:
-            return max(s.nbytes // s.length for s in known)
+            return max(s.memory_bytes // s.length for s in known)
         text = self.run.text_config
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

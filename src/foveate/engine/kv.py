@@ -6,7 +6,7 @@ nothing is gathered while decoding. Capacity is a whole number of blocks of `BLO
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +47,39 @@ class HeadGroup:
     @property
     def at(self) -> Tensor:
         return self.origin[:, : self.n]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values on the model's device."""
+        return self.keys.nbytes + self.values.nbytes + self.digest_bytes
+
+    @property
+    def digest_bytes(self) -> int:
+        """Bytes of what stands for entries that are elsewhere."""
+        return 0
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of entries in host memory."""
+        return 0
+
+    def before(self, length: int) -> HeadGroup:
+        """The group once entries in other places know of no token after the first `length`."""
+        return self
+
+    def clone(self) -> HeadGroup:
+        """An independent copy."""
+        return HeadGroup(
+            self.heads, self.keys.clone(), self.values.clone(), self.origin.clone(), self.n
+        )
+
+    def truncate(self, entries: int) -> None:
+        """Forget the last `entries` entries."""
+        self.n = max(0, self.n - entries)
+        room = blocks(self.n)
+        if room < self.keys.shape[1]:
+            self.keys, self.values = self.keys[:, :room].clone(), self.values[:, :room].clone()
+            self.origin = self.origin[:, :room].clone()
 
     def append(self, k: Tensor, v: Tensor, origin: Tensor) -> None:
         """Entries (h, s, a), (h, s, b) at sequence indices origin (s,)."""
@@ -89,8 +122,18 @@ class LayerStore:
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        return sum(g.keys.nbytes + g.values.nbytes for g in self.groups)
+        """Bytes allocated for keys and values on the model's device."""
+        return sum(g.nbytes for g in self.groups)
+
+    @property
+    def digest_bytes(self) -> int:
+        """Bytes, among these, of what stands for entries that are in host memory."""
+        return sum(g.digest_bytes for g in self.groups)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Bytes of entries in host memory."""
+        return sum(g.offloaded_bytes for g in self.groups)
 
     @property
     def bytes_per_entry(self) -> int:
@@ -138,8 +181,12 @@ class LayerStore:
                 raise InputError(f"head {h} holds {n} entries, its reduction is over {r.n}")
         if all(r.is_identity for r in chosen):
             return
+        self.groups = self.reduced(dict(enumerate(chosen)))
+
+    def reduced(self, chosen: Mapping[int, Reduction]) -> list[HeadGroup]:
+        """Groups that hold, of each of these heads, what its Reduction says."""
         by_count: dict[int, list[int]] = {}
-        for h, r in enumerate(chosen):
+        for h, r in sorted(chosen.items()):
             by_count.setdefault(r.k, []).append(h)
         groups = []
         for count, heads in sorted(by_count.items()):
@@ -155,36 +202,34 @@ class LayerStore:
                     count,
                 )
             )
-        self.groups = groups
+        return groups
 
     def take_back(self, length: int) -> None:
         """Forget the entries of all tokens after the first `length` of the sequence."""
-        counts = [(g.at < length).sum(1) for g in self.groups]
-        if all(bool((c == c[0]).all()) for c in counts):
-            for g, c in zip(self.groups, counts, strict=True):
-                g.n = int(c[0])
-            return
-        # A policy kept other entries in other heads of a group: each forgets its own.
-        stays = [torch.nonzero(self.head(h)[2] < length)[:, 0].cpu() for h in range(self.heads)]
-        pairs = zip(stays, self.lengths, strict=True)
-        self.reduce([Reduction.pick(x.numpy(), n, "cache") for x, n in pairs])
+        self.groups = [g.before(length) for g in self.groups]
+        groups: list[HeadGroup] = []
+        for g in self.groups:
+            counts = (g.at < length).sum(1)
+            if bool((counts == counts[0]).all()):
+                g.n = int(counts[0])
+                groups.append(g)
+                continue
+            # A policy kept other entries in other heads of a group: each forgets its own.
+            stays = {h: torch.nonzero(self.head(h)[2] < length)[:, 0].cpu() for h in g.heads}
+            groups += self.reduced(
+                {h: Reduction.pick(x.numpy(), g.n, "cache") for h, x in stays.items()}
+            )
+        self.groups = groups
 
     def truncate(self, entries: int) -> None:
         """Forget the last `entries` entries of every head."""
         for g in self.groups:
-            g.n = max(0, g.n - entries)
-            room = blocks(g.n)
-            if room < g.keys.shape[1]:
-                g.keys, g.values = g.keys[:, :room].clone(), g.values[:, :room].clone()
-                g.origin = g.origin[:, :room].clone()
+            g.truncate(entries)
 
     def clone(self) -> LayerStore:
         """An independent copy."""
         other = LayerStore()
-        other.groups = [
-            HeadGroup(g.heads, g.keys.clone(), g.values.clone(), g.origin.clone(), g.n)
-            for g in self.groups
-        ]
+        other.groups = [g.clone() for g in self.groups]
         return other
 
 

@@ -8,20 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foveate.engine import kv_flex
 from foveate.engine.kv import HeadGroup, LayerStore
 from foveate.engine.kv_coded import CodedStore
+from foveate.engine.kv_pages import PagedGroup
 
 Inner = Callable[..., Any]
 Visible = Callable[[Tensor, Tensor], Tensor | None]
 """(query origin (s, 1), key origin (1, n)) -> bool (s, n), or None where all earlier keys are seen."""
 
 
-def group_mask(group: HeadGroup, origin: Tensor, visible: Visible | None) -> Tensor | None:
-    """What queries at `origin` (s,), the last s entries of the group, may see: (1 or h, s, n) bool,
-    or None where a single query sees everything.
+def group_mask(at: Tensor, origin: Tensor, visible: Visible | None) -> Tensor | None:
+    """What queries at `origin` (s,), the last s of the entries `at` (1 or h, n), may see: (1 or h, s,
+    n) bool, or None where a single query sees everything.
     """
-    s, n = origin.shape[0], group.n
-    at = group.at
+    s, n = origin.shape[0], at.shape[1]
     seen = None
     if visible is not None:
         seen = torch.stack([_allowed(origin, row, visible) for row in at])
@@ -56,26 +57,15 @@ def attend(
         scaling = kwargs.get("scaling")
         return store.attend(query, query.shape[-1] ** -0.5 if scaling is None else scaling)
     heads, each = query.shape[1], query.shape[1] // store.heads
-    additive = getattr(inner, "__name__", "") != "sdpa_attention_forward"
     out: Tensor | None = None
     for group in store.groups:
         whole = len(group.heads) == store.heads
         wanted = [h * each + j for h in group.heads for j in range(each)]
         q = query if whole else query[:, wanted]
-        mask = (
-            group_mask(group, origin, visible)
-            if visible is not None or origin.shape[0] > 1
-            else None
-        )
-        if mask is not None:
-            mask = mask.repeat_interleave(each, 0)[None] if mask.shape[0] > 1 else mask[None]
-            if additive:
-                floor = torch.finfo(query.dtype).min
-                mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, floor)
-        part = inner(
-            module, q, group.k[None], group.v[None], mask, **{**kwargs, "is_causal": False}
-        )
-        part = part[0] if isinstance(part, tuple) else part
+        if isinstance(group, PagedGroup):
+            part = _by_query(inner, module, q, group, origin, visible, kwargs)
+        else:
+            part = _over(inner, module, q, group, group.n, origin, visible, kwargs)
         if whole:
             return part
         if out is None:
@@ -84,6 +74,51 @@ def attend(
     if out is None:
         raise RuntimeError("attention over a layer without entries")
     return out
+
+
+def _by_query(
+    inner: Inner,
+    module: Any,
+    q: Tensor,
+    group: PagedGroup,
+    origin: Tensor,
+    visible: Visible | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Output (1, s, H, b): every query sees the pages that it asked for itself."""
+    s, parts = q.shape[2], []
+    for i in range(s):
+        group.retrieve(q[0, :, i].unflatten(0, (len(group.heads), -1)))
+        end, one = group.n - s + i + 1, slice(i, i + 1)
+        parts.append(_over(inner, module, q[:, :, one], group, end, origin[one], visible, kwargs))
+    return parts[0] if s == 1 else torch.cat(parts, 1)
+
+
+def _over(
+    inner: Inner,
+    module: Any,
+    q: Tensor,
+    group: HeadGroup,
+    n: int,
+    origin: Tensor,
+    visible: Visible | None,
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """Output (1, s, H, b) of q (1, H, s, a) over the first n entries of a group."""
+    each = q.shape[1] // len(group.heads)
+    k, v, at = group.keys[None, :, :n], group.values[None, :, :n], group.at[:, :n]
+    masked = visible is not None or origin.shape[0] > 1
+    if masked and kv_flex.chosen(inner, q, v):
+        return kv_flex.attend_flex(q, k, v, at, origin, visible, kwargs.get("scaling"))
+    mask = group_mask(at, origin, visible) if masked else None
+    if mask is not None:
+        mask = mask.repeat_interleave(each, 0)[None] if mask.shape[0] > 1 else mask[None]
+        if getattr(inner, "__name__", "") != "sdpa_attention_forward":
+            floor = torch.finfo(q.dtype).min
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, floor)
+    part = inner(module, q, k, v, mask, **{**kwargs, "is_causal": False})
+    found: Tensor = part[0] if isinstance(part, tuple) else part
+    return found
 
 
 def attend_reference(

@@ -31,6 +31,12 @@ class SequenceKV:
         return sum(layer.nbytes for layer in self.layers)
 
     @property
+    def memory_bytes(self) -> int:
+        """Bytes in the memory of the model's device: on a CPU pages in host memory are there too."""
+        groups = [g for layer in self.layers for g in layer.groups]
+        return self.nbytes + sum(g.offloaded_bytes for g in groups if g.keys.device.type == "cpu")
+
+    @property
     def layer_bytes(self) -> tuple[int, ...]:
         return tuple(layer.nbytes for layer in self.layers)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from foveate.core.errors import PlanError, UnsupportedError
-from foveate.core.language import CachePolicy
+from foveate.core.language import CachePolicy, Pages
 from foveate.core.views import Reduction
 from foveate.engine.kv import LayerStore
 from foveate.engine.kv_cache import RaggedCache, SequenceKV
+from foveate.engine.kv_pages import offload
 from foveate.engine.language_pass import Prefill, RowMeta, Seen
 from foveate.engine.language_view import BLOCK_ELEMENTS, attention_rows
 from foveate.measure.memory import trim
@@ -191,16 +192,31 @@ class PolicyRun:
             not 1 <= x <= n for x, n in zip(counts, lengths, strict=True)
         ):
             raise PlanError(f"{name} allots {counts} entries to heads that hold {list(lengths)}")
-        if counts == list(lengths):
+        if counts == list(lengths) and not self.policy.pages:
             return
         chosen = list(self.policy.select(place, view, counts, stats))
-        for h, (r, count) in enumerate(zip(chosen, counts, strict=True)):
-            r.check()
-            if r.k != count:
-                raise PlanError(f"{name} kept {r.k} entries of head {h}; {count} were allotted")
-        self.evicted += sum(lengths) - sum(counts)
+        paged: dict[int, Pages] = {}
+        kept: dict[int, Reduction] = {}
+        for h, (r, count, n) in enumerate(zip(chosen, counts, lengths, strict=True)):
+            if isinstance(r, Pages):
+                if not self.policy.pages:
+                    raise PlanError(f"{name} answered pages for head {h} without `pages`")
+                found, paged[h] = r.resident(n), r
+            else:
+                r.check()
+                found, kept[h] = r.k, r
+            if found != count:
+                raise PlanError(f"{name} kept {found} entries of head {h}; {count} were allotted")
+        self.evicted += sum(lengths[h] - r.k for h, r in kept.items())
         held = store.nbytes
-        store.reduce(chosen)
+        if paged:
+
+            def ask(query: Tensor, pages: Any) -> Any:
+                return self.policy.retrieve(place, query, pages)
+
+            store.groups = [*offload(store, paged, ask), *store.reduced(kept)]
+        else:
+            store.reduce(list(kept.values()))
         self.freed_bytes += held - store.nbytes
 
 

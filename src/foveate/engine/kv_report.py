@@ -44,6 +44,13 @@ def layer_bytes(cache: Any, tokens: int, row: int = 0, steps: int = 0) -> tuple[
     return tuple(found)
 
 
+def offloaded_bytes(cache: Any, row: int) -> int | None:
+    """Bytes of a request's entries that lie in host memory; None where none do."""
+    if not isinstance(cache, RaggedCache | HeldRows) or row >= len(cache.rows):
+        return None
+    return sum(store.offloaded_bytes for store in cache.rows[row].layers) or None
+
+
 def entries_at_decode(cache: Any, row: int) -> tuple[Entries, ...] | None:
     """Entries of a request's KV heads by layer when decoding began; None for other caches."""
     if not isinstance(cache, RaggedCache | HeldRows) or row >= len(cache.rows):
@@ -57,4 +64,4 @@ def _bytes(store: LayerStore, late: int) -> int:
     entries = store.entries - late * store.heads
     if isinstance(store, CodedStore):  # codes have no size of their own: a share of all
         return round(store.nbytes * entries / store.entries) if store.entries else 0
-    return max(0, entries) * store.bytes_per_entry
+    return max(0, entries) * store.bytes_per_entry + store.digest_bytes

@@ -214,13 +214,13 @@ class PrefixCache:
         if copy.length > prefix.tokens:
             copy.truncate(copy.length - prefix.tokens)
         with self._lock:
-            if copy.nbytes > self.max_bytes or prefix.key in self._entries:
+            if copy.memory_bytes > self.max_bytes or prefix.key in self._entries:
                 return
             self._entries[prefix.key] = Entry(copy, prefix.tokens, first, inside)
-            self._bytes += copy.nbytes
+            self._bytes += copy.memory_bytes
             while self._bytes > self.max_bytes:
                 _, gone = self._entries.popitem(last=False)
-                self._bytes -= gone.sequence.nbytes
+                self._bytes -= gone.sequence.memory_bytes
                 self._evictions += 1
 
 

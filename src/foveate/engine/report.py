@@ -53,6 +53,7 @@ def report_of(engine: Engine, run: Run, index: int, new_tokens: int) -> Report:
         kv_bytes=account.kv_bytes,
         layers=layers,
         layer_kv_bytes=account.layer_kv_bytes,
+        kv_offloaded_bytes=account.offloaded_bytes,
         saved=account.saved,
         tower_tokens=tower.tokens_of(row.placed) if tower is not None else None,
         segments=row.reports,

@@ -9,33 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foveate.core.budget import Counts, resolve
-from foveate.core.errors import PlanError, UnsupportedError
+from foveate.core.choice import choose
+from foveate.core.errors import UnsupportedError
 from foveate.core.method import TokenMethod
 from foveate.core.plan import Plan
-from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Reduction, Segment
 from foveate.models.adapter import AutoAdapter
 
 TextTower = Callable[[list[int]], Any]  # token ids of the question -> its embedding (e,) or (s, e)
 _ENCODER = {"features", "cls", "received", "saliency", "keys", "query"}
-
-
-def counts_of(method: TokenMethod, segments: Sequence[Segment]) -> Counts:
-    """Tokens to keep, resolved once: by image, then segment; a method's floor applies to a segment
-    it keeps.
-    """
-    images: dict[int, list[int]] = {}
-    for i, s in enumerate(segments):
-        images.setdefault(s.image, []).append(i)
-    order = [i for members in images.values() for i in members]
-    sizes = [[segments[i].n for i in members] for members in images.values()]
-    counts = resolve(method.budget, sizes, exact=method.counts == "image")
-    parts = [0] * len(segments)
-    for i, k in zip(order, counts.per_segment, strict=True):
-        floored = method.count(segments[i].grid, k) if 0 < k < segments[i].n else k
-        parts[i] = min(segments[i].n, floored)
-    return replace(counts, per_segment=tuple(parts), total=sum(parts))
 
 
 def check_needs(method: TokenMethod, segments: Sequence[Segment], adapter: AutoAdapter) -> None:
@@ -121,53 +103,6 @@ def reduce_request(
     pass whole.
     """
     method = plan.stage("tokens")
-    whole = [Reduction.pick(range(s.n), s.n) for s in segments]
-    if method is None or not any(s.n for s in segments):
-        return whole
-    check_needs(method, segments, adapter)
-    if method.video_only and not any(s.grid[0] > 1 for s in segments):
-        raise UnsupportedError(
-            f"{method.name} compares the frames of a video, and this request has none; for pictures "
-            "choose a method such as divprune"
-        )
-    counts = counts_of(method, segments)
-    if counts.total >= sum(s.n for s in segments) and method.counts != "adaptive":
-        return whole
-    answers: list[Reduction] = method.select(segments, counts, question, PlanRng(plan.seed))
-    _check(method, segments, counts, answers)
-    return answers
-
-
-def _check(
-    method: TokenMethod, segments: Sequence[Segment], counts: Counts, answers: Sequence[Reduction]
-) -> None:
-    if len(answers) != len(segments):
-        raise PlanError(
-            f"{method.name} answered {len(answers)} reductions for {len(segments)} segments"
-        )
-    kept: dict[int, int] = {}
-    for i, (segment, answer) in enumerate(zip(segments, answers, strict=True)):
-        special = segment.encoder.special if segment.encoder is not None else None
-        specials = int(special.shape[0]) if special is not None and answer.space == "encoder" else 0
-        if answer.n != segment.n:
-            raise PlanError(f"{method.name}: segment {i} has {segment.n} tokens, not {answer.n}")
-        answer.check(specials)
-        if answer.space == "encoder" and (segment.encoder is None or not segment.encoder.tokenwise):
-            raise PlanError(
-                f"{method.name} answered in encoder space where tokens are not mapped singly"
-            )
-        if answer.space not in ("projected", "encoder"):
-            raise PlanError(f"{method.name} answered in space {answer.space!r} at the token stage")
-        if method.counts == "image" and answer.k != counts.per_segment[i]:
-            raise PlanError(
-                f"{method.name} kept {answer.k} tokens of segment {i}; "
-                f"its budget says {counts.per_segment[i]}"
-            )
-        kept[segment.image] = kept.get(segment.image, 0) + answer.k
-    if method.counts == "request" and sum(kept.values()) != counts.total:
-        raise PlanError(
-            f"{method.name} kept {sum(kept.values())} tokens; its budget says {counts.total}"
-        )
-    empty = [i for i, k in kept.items() if k == 0]
-    if empty:
-        raise PlanError(f"{method.name} kept no token of image {empty[0]}; at least one is needed")
+    if method is not None and any(s.n for s in segments):
+        check_needs(method, segments, adapter)
+    return choose(method, segments, question, plan.seed)

@@ -60,9 +60,15 @@ def _in_encoder_space(adapter: AutoAdapter, view: EncoderView, reduction: Reduct
 
 
 def keep(
-    adapter: AutoAdapter, placed: Placed, reduction: Reduction, view: EncoderView | None
+    adapter: AutoAdapter,
+    placed: Placed,
+    reduction: Reduction,
+    view: EncoderView | None,
+    newlines: str = "auto",
 ) -> Kept:
-    """Apply one reduction; a fixed token stays where its grid row keeps a token."""
+    """Apply one reduction; a fixed token stays where its grid row keeps a token, or always with
+    newlines "all".
+    """
     piece, free = placed.piece, placed.free
     body = piece.payload
     if free.size != piece.n:
@@ -77,7 +83,7 @@ def keep(
         ends = np.flatnonzero(piece.fixed.cpu().numpy())
         row_of = np.searchsorted(ends, anchors)
         stays = np.intersect1d(np.arange(ends.size), row_of)
-        ends = ends[stays]
+        ends = ends if newlines == "all" else ends[stays]
         spots = np.searchsorted(anchors, ends)
         picks = np.insert(np.arange(anchors.size), spots, anchors.size + np.arange(ends.size))
         anchors = np.insert(anchors, spots, ends)
