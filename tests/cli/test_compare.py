@@ -150,16 +150,33 @@ def test_rendered_pictures_bring_questions_and_truths(llava: Path, tmp_path: Pat
     assert "tiles: not on this model" in table.stdout
 
 
-def test_an_answer_counts_as_right_but_for_case_and_full_stop(told: Any) -> None:
-    from foveate.cli.compare_run import Cell, _judge
+def judged(family: str, answers: list[str | None]) -> Any:
+    from foveate.cli.compare_run import Cell, Look, _judge
+    from foveate.lab import samples
 
-    class Known:
-        truth = "Red"
+    drawn = samples(family)[0]
+    row = [Cell(answer=answer) for answer in answers]
+    _judge(row, Look("rendered", family, drawn.question, None, None, drawn))  # type: ignore[arg-type]
+    return row
 
-    row = [Cell(answer=a) for a in ("red.", "RED", "blue", "red car")] + [Cell()]
-    _judge(row, Known())  # type: ignore[arg-type]
+
+def test_rendered_questions_are_judged_by_the_lab_s_rule() -> None:
+    from foveate.lab import samples
+
+    truth = samples("shape")[0].answer
+    row = judged("shape", [f" {truth}\n", truth, truth.upper(), f"a {truth}", None])
     assert [c.right for c in row] == [True, True, False, False, None]
     assert [c.same for c in row] == [True, False, False, False, None]
+
+
+def test_a_box_near_enough_is_right() -> None:
+    from foveate.lab import samples
+
+    left, top, right, bottom = (int(samples("ground")[0].answer[i : i + 2]) for i in (0, 2, 4, 6))
+    near = f"{left:02d}{top:02d}{right - 1:02d}{bottom:02d}"  # not the same text
+    far = f"{(left + 14) % 26:02d}{(top + 14) % 26:02d}2828"
+    row = judged("ground", [samples("ground")[0].answer, near, far, "left"])
+    assert [c.right for c in row] == [True, True, False, False]
 
 
 def test_a_bad_picture_is_reported_and_the_others_are_compared(

@@ -152,9 +152,7 @@ def _looks(
             s = drawn[name][i // len(names)]
             title = f"{name} {i // len(names) + 1}"
             request = Request(s.question, images=list(s.images))
-            looks.append(
-                Look(f"rendered:{title}", title, s.question, Task(()), request, truth=s.answer)
-            )
+            looks.append(Look(f"rendered:{title}", title, s.question, Task(()), request, sample=s))
     return looks
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from foveate.engine.engine import Engine
     from foveate.engine.request import Answer, Request
+    from foveate.lab.tasks import Sample
 
 CONTROLS = ("random", "pool", "downscale")
 FULL = "all tokens"
@@ -40,15 +41,19 @@ class Entry:
 
 @dataclass
 class Look:
-    """One picture or video and its question; `truth` where it is known."""
+    """One picture or video and its question; `sample` where the lab rendered it and knows the answer."""
 
     source: str
     title: str
     question: str
     task: Task
     request: Request
-    truth: str | None = None
+    sample: Sample | None = None
     picture: str = ""  # data address of the picture as it is
+
+    @property
+    def truth(self) -> str | None:
+        return self.sample.answer if self.sample is not None else None
 
 
 @dataclass
@@ -212,17 +217,16 @@ def packed(image: Image.Image) -> str:
 
 
 def _judge(row: list[Cell], look: Look) -> None:
+    """Agreement with all tokens, and the lab's rule where the lab rendered the picture."""
+    from foveate.lab.score import is_right
+
     full = row[0].answer
     for cell in row:
         if cell.answer is None:
             continue
         cell.same = cell.answer == full if full is not None else None
-        if look.truth is not None:
-            cell.right = _bare(cell.answer) == _bare(look.truth)
-
-
-def _bare(text: str) -> str:
-    return text.strip().rstrip(".").casefold()
+        if look.sample is not None:
+            cell.right = is_right(look.sample, cell.answer)
 
 
 def _mark_unable(entry: Entry, outcome: Outcome) -> None:

@@ -42,34 +42,44 @@ class Twins:
     none is compared with the set itself. Similarities are in units of 2**-ORDER_BITS.
     """
 
-    def __init__(self, u: Array, alive: np.ndarray) -> None:
+    def __init__(self, u: Array) -> None:
         self._u = u
         self._index = self._value = np.empty((0, 0), dtype=np.int32)
-        self.renew(alive)
+        self._list()
 
-    def _products(self, rows: np.ndarray, others: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def _products(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         xp = arrays.namespace(self._u)
-        whole = others.size == int(self._u.shape[0])
-        right = self._u if whole else arrays.take(self._u, others)
-        step = max(1, (1 << 20) // max(others.size, int(right.shape[1])))
+        step = max(1, (1 << 20) // max(1, *self._u.shape))
         for a in range(0, rows.size, step):
             part = slice(a, min(a + step, rows.size))
             left = arrays.take(self._u, rows[part]) * float(1 << arrays.ORDER_BITS)
-            yield part, arrays.to_numpy(xp.round(left @ right.T))
+            yield part, arrays.to_numpy(xp.round(left @ self._u.T))
 
-    def renew(self, alive: np.ndarray) -> None:
-        """Make the lists anew, of the tokens alive (rising): O(alive² c)."""
-        width = min(_NEAREST, alive.size - 1)
-        shape = (int(self._u.shape[0]), width)
+    def _list(self) -> None:
+        n = int(self._u.shape[0])
+        shape = (n, min(_NEAREST, n - 1))
         self._index, self._value = np.zeros(shape, dtype=np.int32), np.zeros(shape, dtype=np.int32)
-        for part, block in self._products(alive, alive):
+        for part, block in self._products(np.arange(n)):
             rows = np.arange(block.shape[0])
             block[rows, part.start + rows] = -np.inf
-            near = np.argpartition(block, -width, axis=1)[:, -width:]
+            near = np.argpartition(block, -shape[1], axis=1)[:, -shape[1] :]
             value = np.take_along_axis(block, near, axis=1)
             order = np.argsort(-value, axis=1)
-            self._index[alive[part]] = alive[np.take_along_axis(near, order, axis=1)]
-            self._value[alive[part]] = np.take_along_axis(value, order, axis=1)
+            self._index[part] = np.take_along_axis(near, order, axis=1)
+            self._value[part] = np.take_along_axis(value, order, axis=1)
+
+    def narrow(self, alive: np.ndarray) -> None:
+        """Leave only the tokens alive (rising), renumbered from 0, with new lists: O(alive² c).
+
+        In place: a copy of half of the rows would be the largest piece of memory here.
+        """
+        step = max(1, (1 << 20) // max(1, int(self._u.shape[1])))
+        for a in range(0, alive.size, step):
+            # Row i comes from a row at or after i, so nothing is overwritten before it is read.
+            part = alive[a : a + step]
+            self._u[a : a + part.size, :] = arrays.take(self._u, part)
+        self._u = self._u[: alive.size, :]
+        self._list()
 
     def nearest(self, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, int]:
         """(largest similarity (b,) of `rows` to `others`, how many were not in the lists)."""
@@ -78,8 +88,8 @@ class Twins:
         best = self._value[rows, first].astype(np.int64)
         missed = np.flatnonzero(~hit[np.arange(rows.size), first])
         if missed.size:
-            for part, block in self._products(rows[missed], others):
-                best[missed[part]] = block.max(axis=1)
+            for part, block in self._products(rows[missed]):
+                best[missed[part]] = block[:, others].max(axis=1)
         return best, missed.size
 
 
@@ -88,12 +98,12 @@ def thin_out(features: Array, order: np.ndarray, k: int, step: int) -> np.ndarra
     leave.
 
     O(r²c) for the lists of nearest tokens; they are made anew when tokens have gone from them, by
-    then for a fraction of r. No (r, r) matrix is held.
+    then for a fraction of r. No (r, r) matrix is held, and one copy of the features.
     """
     if k <= 0 or order.size <= k:
         return order[: max(k, 0)]
     left = np.arange(order.size)
-    twins = Twins(arrays.unit(features, order), left)
+    twins = Twins(arrays.unit(features, order))
     while left.size > k:
         even, odd = left[::2], left[1::2]
         twin, missed = twins.nearest(even, odd)
@@ -101,7 +111,9 @@ def thin_out(features: Array, order: np.ndarray, k: int, step: int) -> np.ndarra
         ranked = even[np.argsort(-twin, kind="stable")]
         left = np.concatenate([ranked[drop:], odd])
         if missed * 16 > even.size and left.size > k:
-            twins.renew(arrays.ascending(left))
+            alive = arrays.ascending(left)
+            order, left = order[alive], np.searchsorted(alive, left)
+            twins.narrow(alive)
     return order[left]
 
 
