@@ -34,7 +34,9 @@ def audit(folder: Path, jsonl: Path, baseline: str, candidate: str, bounds: str)
 
 def test_a_faster_endpoint_that_answers_alike_is_accepted(tmp_path: Path, jsonl: Path) -> None:
     with PlantedServer(latency_s=0.04) as slow, PlantedServer(latency_s=0.01) as fast:
-        bounds = "max_quality_drop = 0.10\n[[min_speedup]]\nmetric = 'e2e'\nat = 'closed:4'\nmin = 1.2\n"
+        bounds = (
+            "max_quality_drop = 0.10\n[[min_speedup]]\nmetric = 'e2e'\nat = 'closed:4'\nmin = 1.2\n"
+        )
         code, text = audit(tmp_path, jsonl, slow.url, fast.url, bounds)
     assert code == 0, text
     receipt = json.loads((tmp_path / "out" / "receipt.json").read_text())

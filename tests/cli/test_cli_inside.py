@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from foveate.cli import savings
+from foveate.lab import pair_path
 from tests.cli.cli_cases import call, last_json
 
 STAIRS = "pyramiddrop:at=2 3 5"  # 16 tokens of the tiny model: 16 16 8 4 4 2
@@ -89,3 +90,41 @@ def test_explain_shows_what_each_stage_saved(llava: Path, picture: Path, tmp_pat
 def test_figures_are_short() -> None:
     assert savings.cell(0, 0.0) == "-" and savings.cell(-2048, None) == "-2.05 k"
     assert savings.cell(1_270_000_000, 0.318) == "1.27 G (32%)" and savings.short(999) == "999"
+
+
+def test_a_guide_scores_the_tokens_of_the_model(picture: Path) -> None:
+    """lab-pair, the bundled sibling, guides lab-nano; by name and as a folder."""
+    words = ("run", picture, "-q", "what shape is red ?", "--plan", "sgl:keep=1/2", "--json")
+    for guide in ("lab-pair", pair_path()):
+        done = call(*words, "--guide", guide)
+        assert done.exit_code == 0, done.stderr
+        (result,) = last_json(done.stdout)["results"]
+        report = result["plan"]["report"]
+        assert report["ms"]["guide"] > 0 and report["layers"][-1] < report["layers"][0]
+        assert any("a guide answered first" in n for n in report["notes"])
+    done = call("run", picture, "-q", "what shape is red ?", "--guide", "lab-pair", "--json",
+                "--plan", "sgl:keep=1/2,exit=0")  # fmt: skip
+    (result,) = last_json(done.stdout)["results"]
+    assert any("the guide's answer stands" in n for n in result["plan"]["report"]["notes"])
+
+
+def test_a_guide_that_splits_pictures_otherwise_is_refused(llava: Path, picture: Path) -> None:
+    done = call("run", picture, "-q", "what ?", "--plan", "sgl:keep=1/2", "--guide", llava)
+    assert done.exit_code == 5 and "split pictures" in done.stderr
+
+
+def test_a_guide_and_a_plan_that_follows_one_come_together(picture: Path, no_model: None) -> None:
+    asked = ("run", picture, "-q", "what ?")
+    done = call(*asked, "--plan", "sgl:keep=1/2")
+    assert done.exit_code == 5 and "--guide" in done.stderr
+    done = call(*asked, "--plan", "fastv:keep=1/2", "--guide", "lab-pair")
+    assert done.exit_code == 2 and "sgl" in done.stderr
+
+
+def test_a_guide_that_is_nowhere_is_refused_before_a_model_starts(
+    picture: Path, tmp_path: Path
+) -> None:
+    asked = ("run", picture, "-q", "what ?", "--plan", "sgl:keep=1/2", "--guide")
+    for guide in (tmp_path, " "):
+        done = call(*asked, guide)
+        assert done.exit_code in (2, 5) and "Traceback" not in done.stderr and done.stderr

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,13 +17,13 @@ import pytest
 
 from foveate.cli.compare import METHODS
 from foveate.cli.compare_run import CONTROLS
+from tests.support.browser import ALONE, find_browser
 
 pty = pytest.importorskip("pty", reason="a terminal to draw a progress bar in")
 pytestmark = [pytest.mark.claim("C4"), pytest.mark.full]
 
 ROOT = Path(__file__).parents[2]
 PICTURES = 20
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "headless_shell")
 
 
 def in_terminal(words: list[str]) -> tuple[int, str]:
@@ -112,9 +111,7 @@ def test_a_browser_without_network_shows_every_picture(
     compared: tuple[Path, str], tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """A headless browser that can reach no host lays the page out with all its pictures."""
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip("no headless browser on this machine: put chromium or chrome on the path")
+    browser = find_browser()
     page, text = tmp_path / "probe.html", compared[0].read_text(encoding="utf-8")
     # A copy that may run one script of ours, to ask the browser what it decoded.
     probe = (
@@ -123,8 +120,7 @@ def test_a_browser_without_network_shows_every_picture(
     )
     open_text = re.sub(r"<meta[^>]*Content-Security-Policy[^>]*>", "", text, flags=re.IGNORECASE)
     page.write_text(open_text.replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    words = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    words += [f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    words = [browser, *ALONE, "--dump-dom", f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         [*words, "--virtual-time-budget=10000", page.as_uri()],
         capture_output=True, text=True, timeout=120, check=False,

@@ -19,7 +19,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("**/*.md")])
 README = ROOT / "README.md"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CODE = [(page, block) for page in PAGES for block in blocks(page)]
-GROUPS = ("lab",)
+GROUPS = ("audit", "lab")
 SHELL = [(p, b) for p, b in CODE if b.language in ("sh", "bash", "console")]
 
 

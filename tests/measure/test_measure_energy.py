@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from foveate.core.errors import InputError, MissingExtraError, UnsupportedError
-from foveate.measure import EnergyReading, NullMeter, ReplayMeter, ZeusMeter, meter
+from foveate.measure import (
+    EnergyReading,
+    NullMeter,
+    ReplayMeter,
+    RunningEnergy,
+    ZeusMeter,
+    meter,
+)
 
 
 class Monitor:
@@ -83,3 +90,40 @@ def test_a_machine_without_a_meter_refuses(monkeypatch: pytest.MonkeyPatch) -> N
     for act in (none.start, none.stop):
         with pytest.raises(UnsupportedError, match=r"foveate\[energy\]"):
             act()
+
+
+def test_a_running_sum_is_the_sum_of_its_windows() -> None:
+    running = RunningEnergy(ReplayMeter([EnergyReading(2.0, 1.0), EnergyReading(0.5, 1.0)]))
+    running.start()
+    assert running.joules() == 2.0
+    running.close()  # reads the last window
+    assert running.reason is None and running._sum_j == 2.5
+
+
+def test_a_window_without_a_tick_adds_nothing_and_loses_nothing() -> None:
+    monitor = Monitor({0: 0.0})
+    running = RunningEnergy(ZeusMeter(monitor))
+    running.start()
+    assert running.joules() == 0.0 and running.reason is None
+    monitor.gpu = {0: 7.0}  # the counter ticked
+    assert running.joules() == 7.0
+    assert [call for call, _ in monitor.calls] == ["begin", "end", "begin", "end", "begin"]
+
+
+def test_a_machine_without_a_meter_has_a_reason_and_no_sum() -> None:
+    running = RunningEnergy(NullMeter("no counter"))
+    running.start()
+    assert running.joules() is None and running.reason == "no counter"
+    running.close()
+
+
+def test_a_driver_that_fails_ends_the_sum_with_its_words() -> None:
+    class Failing(Monitor):
+        def end_window(self, key: str, sync_execution: bool = True) -> Any:
+            raise OSError("NVML is gone")
+
+    running = RunningEnergy(ZeusMeter(Failing({0: 1.0})))
+    running.start()
+    assert running.joules() is None
+    assert running.reason is not None and "OSError: NVML is gone" in running.reason
+    assert running.joules() is None

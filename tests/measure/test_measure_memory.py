@@ -73,6 +73,17 @@ def test_an_exception_ends_the_sampling_and_the_object_can_be_used_again() -> No
         PeakRss(interval_s=0)
 
 
+def test_the_peak_can_be_read_while_the_block_is_open() -> None:
+    peak = PeakRss(interval_s=60)
+    assert peak.so_far_bytes() is None and not peak.running
+    with peak:
+        inside = peak.so_far_bytes()
+        assert inside is not None and peak.before_bytes is not None and peak.running
+        assert inside >= peak.before_bytes > 0
+    after = peak.so_far_bytes()
+    assert after is not None and after == peak.peak_bytes and not peak.running
+
+
 def test_a_missing_counter_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "_STATUS", Path("/nonexistent/status"))
     monkeypatch.setitem(sys.modules, "psutil", None)

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from foveate import __version__
 from foveate.cli import console
+from foveate.cli.audit import app as audit
 from foveate.cli.compare import compare
 from foveate.cli.demo import demo
 from foveate.cli.doctor import doctor
@@ -108,5 +109,6 @@ app.command("compare", short_help="Put methods side by side on the same pictures
 app.command("list", short_help="List methods or model families.")(show)
 app.command("explain", short_help="Draw what several plans keep of a picture.")(explain)
 app.add_typer(lab, name="lab", short_help="Measure plans on rendered tasks; look at samples.")
+app.add_typer(audit, name="audit", short_help="Compare plans under load, with verdict and receipt.")
 app.command("doctor", short_help="Show what is installed and what stands in the way.")(doctor)
 app.command("demo", short_help="Ask about rendered pictures, with and without a plan.")(demo)

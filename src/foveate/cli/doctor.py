@@ -7,12 +7,14 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from foveate import __version__
 from foveate.cli import console, options
 from foveate.core import registry
-from foveate.core.errors import FoveateError
+from foveate.core.errors import FoveateError, InputError
 
 # Mirrors the optional dependencies of pyproject.toml; a test holds the two together.
 EXTRAS: dict[str, tuple[str, ...]] = {
@@ -20,15 +22,67 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "video": ("av",),
     "smolvlm": ("num2words",),
     "lab": ("easy-vqa", "matplotlib"),
-    "energy": ("zeus",),
+    "energy": ("zeus", "codecarbon"),
+    "audit": ("aiohttp", "datasets", "plotly", "psutil", "pyarrow", "pydantic", "scipy"),
+    "vllm": ("vllm",),
 }
 BASE = ("array-api-compat", "numpy", "pillow", "rich", "typer")
 TRANSFORMERS_FROM, TRANSFORMERS_BELOW = (5, 23), (6, 0)
 TESTED_TRANSFORMERS = (5, 23)
 
 
-def doctor(as_json: options.AsJson = False) -> int:
-    """Show versions, devices, extras and known limits of this installation."""
+NOT_COMPRESSED = 3
+
+
+def doctor(
+    endpoint: Annotated[
+        str | None,
+        typer.Option(help="Check this OpenAI API, such as http://localhost:8000/v1, instead."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Its model.  [default: the one that it lists]", show_default=False),
+    ] = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="The model's family, such as qwen2_5_vl, or its folder."),
+    ] = None,
+    plan: Annotated[str | None, typer.Option(help="The plan that it should serve.")] = None,
+    processor: Annotated[
+        str | None, typer.Option(help="The server's --mm-processor-kwargs, as JSON.")
+    ] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(help="Environment variable that holds its key.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds a request may take.")] = 60.0,
+    as_json: options.AsJson = False,
+) -> int:
+    """Show versions, devices, extras and known limits of this installation.
+
+    With --endpoint: send a server one picture and compare the prompt tokens it counts with those
+    that the plan gives. Exit code 3 where they differ.
+    """
+    if endpoint is not None:
+        from foveate.cli.doctor_endpoint import check_endpoint
+
+        seen = check_endpoint(
+            endpoint,
+            model=model,
+            family=family,
+            plan=plan,
+            processor=processor,
+            api_key_env=api_key_env,
+            timeout_s=timeout,
+        )
+        if as_json:
+            console.emit(seen.data())
+        else:
+            print(seen.text())
+        return 0 if seen.good else NOT_COMPRESSED
+    given = {"model": model, "family": family, "plan": plan, "processor": processor}
+    for name, value in {**given, "api-key-env": api_key_env}.items():
+        if value is not None:
+            raise InputError(f"--{name} says something of an endpoint: name it with --endpoint")
     found = examine()
     if as_json:
         console.emit(found)

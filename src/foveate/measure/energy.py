@@ -7,7 +7,7 @@ stored readings, for tests and for reports made elsewhere.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -140,3 +140,59 @@ def meter() -> Meter:
         return ZeusMeter()
     except UnsupportedError as error:
         return NullMeter(str(error))
+
+
+class RunningEnergy:
+    """Joules that add up over a run, from a meter that knows windows only.
+
+    `start()` opens the first window; every `joules()` closes the open window, adds it and opens the
+    next. The sum is of use as a difference between two reads. A window in which the counter did not
+    tick adds nothing: the ticks of one cumulative counter are in the window that sees them. So two
+    reads may be equal, which says "shorter than the meter's period" and not "no energy".
+
+    After a failure of the meter the sum is None for good and `reason` says why.
+    """
+
+    def __init__(self, source: Meter | None = None) -> None:
+        self._meter = source if source is not None else meter()
+        self._sum_j = 0.0
+        self._open = False
+        self.reason: str | None = None
+        if not self._meter.available:
+            self.reason = getattr(self._meter, "reason", "this machine has no energy meter")
+
+    def start(self) -> None:
+        """Open the first window, so that the next read sees what was spent since. May be called
+        again; nothing is raised where there is no meter.
+        """
+        if self.reason is None and not self._open:
+            self._guard(self._meter.start)
+            self._open = self.reason is None
+
+    def joules(self) -> float | None:
+        """The sum until now; None where there is no meter or it failed."""
+        if self._open:
+            self._close()
+        self.start()
+        return self._sum_j if self.reason is None else None
+
+    def close(self) -> None:
+        """Close the open window, if any; the sum keeps what it held."""
+        if self._open:
+            self._close()
+
+    def _close(self) -> None:
+        self._open = False
+        reading = self._guard(self._meter.stop)
+        if reading is not None:
+            self._sum_j += reading.joules
+
+    def _guard(self, call: Callable[[], EnergyReading | None]) -> EnergyReading | None:
+        """Zeus passes on whatever its drivers raise; a counter that fails is missing, no more."""
+        try:
+            return call()
+        except InputError:  # an empty window: no tick yet
+            return None
+        except Exception as error:
+            self.reason = f"the energy meter failed: {type(error).__name__}: {error}"
+            return None

@@ -139,6 +139,22 @@ class PeakRss:
             return None
         return self.peak_bytes - self.before_bytes
 
+    @property
+    def running(self) -> bool:
+        """Whether the block is open."""
+        return self._thread is not None
+
+    def so_far_bytes(self) -> int | None:
+        """The peak of the block until now, inside it or after; None before it began.
+
+        Inside a block `exact` is not set yet, but a risen high-water mark counts already.
+        """
+        if self._thread is None:
+            return self.peak_bytes
+        mark = _status_bytes("VmHWM")
+        risen = mark if mark is not None and self._mark is not None and mark > self._mark else 0
+        return max(self._sampled, rss_bytes(), risen)
+
     def __enter__(self) -> PeakRss:
         if self._thread is not None:
             raise RuntimeError("this PeakRss is already measuring: use one object a block")

@@ -42,18 +42,32 @@ def _level(confidence: float) -> float:
     return confidence
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
+def wilson(
+    successes: int, trials: int, confidence: float = 0.95, *, design_effect: float = 1.0
+) -> Interval:
     """Score interval of a proportion (Wilson 1927), without continuity correction.
 
-    InputError unless 0 <= successes <= trials and trials >= 1.
+    design_effect: how many times the variance exceeds that of independent trials, at least 1; both
+    counts are divided by it (J. N. K. Rao and A. J. Scott, Biometrics 48, 1992). InputError unless
+    0 <= successes <= trials and trials >= 1.
     """
     _level(confidence)
     if trials < 1 or not 0 <= successes <= trials:
         raise InputError(
             f"{successes} successes of {trials} trials: needs 0 <= successes <= trials, trials >= 1"
         )
-    found = _scipy_stats().binomtest(successes, trials).proportion_ci(confidence, method="wilson")
-    return Interval(successes / trials, float(found.low), float(found.high), confidence)
+    if not design_effect >= 1:
+        raise InputError(f"design_effect = {design_effect} is out of range: at least 1")
+    p = successes / trials
+    if design_effect == 1:
+        found = _scipy_stats().binomtest(successes, trials)
+        ends = found.proportion_ci(confidence, method="wilson")
+        return Interval(p, float(ends.low), float(ends.high), confidence)
+    # The same in closed form: scipy takes whole numbers only.
+    n, z = trials / design_effect, float(_scipy_stats().norm.ppf(0.5 + confidence / 2))
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Interval(p, max(0.0, middle - half), min(1.0, middle + half), confidence)
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
