@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.foveate-installed
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help install demo test test-full lint claims bite matrix docs lab-train bench bench-encode bench-tower bench-inside wheel clean
+.PHONY: help install demo test test-full test-vllm lint claims bite matrix docs lab-train bench bench-encode bench-tower bench-inside bench-vllm wheel clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -38,6 +38,12 @@ test: $(STAMP) ## run the tests
 
 test-full: $(STAMP) ## run the full product of methods and families; the log is kept
 	$(ONE) $(PY) -m bench.full $(ARGS)
+
+# vLLM pins its own torch and transformers: VLLM_PYTHON is the Python of an environment with vLLM and
+# with this package (`pip install --no-deps -e .` and array-api-compat); docs/vllm.md has the steps.
+test-vllm: $(STAMP) ## run the tests of the plug-in for vLLM; set VLLM_PYTHON
+	@test -n "$(VLLM_PYTHON)" || { echo "set VLLM_PYTHON to a Python that has vLLM; see docs/vllm.md" >&2; exit 2; }
+	$(ONE) VLLM_PYTHON=$(VLLM_PYTHON) $(PY) -m pytest tests/serving/vllm $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy and the import contracts
 	$(PY) -m ruff check .
@@ -79,6 +85,9 @@ bench-inside: $(STAMP) ## measure prefill, decode and continuous batching of the
 	$(ONE) $(PY) -m bench.prefill $(ARGS)
 	$(ONE) $(PY) -m bench.decode
 	$(ONE) $(PY) -m bench.continuous
+
+bench-vllm: $(STAMP) ## measure vLLM's server under load with and without a plan; set VLLM_PYTHON
+	$(PY) -m bench.vllm_load --python "$(VLLM_PYTHON)" $(ARGS)
 
 wheel: $(STAMP) ## build the wheel into dist/
 	$(PY) -m build --wheel

@@ -24,6 +24,12 @@ from bench.common import RESULTS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 CLAIMS = {
+    "A1": "the auditor's intervals cover planted truth; A against A; a planted drop is refused",
+    "A2": "open loop counts latency from the intended arrival: a stall of 2 s shows",
+    "A3": "the auditor's overhead: client CPU a request, added TTFT at 100 requests a second",
+    "A4": "kill -9 at 20 moments: an audit goes on, nothing repeated, nothing lost",
+    "A5": "the report in headless Chromium, light and dark, without network",
+    "A6": "an edited receipt fails verify, which names the figure",
     "C1": "every method: golden vectors, references and edge cases",
     "C2": "every token method on every family at batch 2 with two images (P4)",
     "C3": "every token method within the bounds of cost (P5, P6)",
@@ -39,10 +45,17 @@ CLAIMS = {
     "F8": "`make demo` under 60 s after installation",
     "F9": "`make test` in time (P8), `make bite` catches every planted fault",
     "F10": "golden vectors agree for every method that has them",
+    "I1": "drop-only methods and policies against the masked reference; hybrids batch equals single",
     "I2": "prefill of FastV and PyramidDrop over (dense time x FLOP ratio), N = 2880",
     "I3": "KV bytes: allocated is what is kept within one block a head; resident memory agrees",
     "I4": "decode at 10 % of the KV entries and 4k context against dense",
     "I5": "throughput of continuous batching at 8 and 32 requests over sequential generate",
+    "I6": "all methods at equal bytes with random beside, as a committed table",
+    "V1": "vLLM: tokens and log-probabilities equal attach with the same plan, in five regimes",
+    "V2": "vLLM under load: server CPU and requests a second against the uncompressed server",
+    "V3": "the stock bugs do not occur under the plug-in",
+    "V4": "engines with different plans on one store never serve each other's tokens",
+    "V5": "a broken plan, plug-in or unknown family never serves uncompressed in silence",
 }
 
 

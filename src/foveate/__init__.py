@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from foveate.engine.engine import Engine
     from foveate.engine.loading import load
     from foveate.engine.request import Answer, Request
+    from foveate.serve.vllm.count import count_tokens
 
 __version__ = "0.1.0.dev0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "Request",
     "__version__",
     "attach",
+    "count_tokens",
     "load",
     "methods",
 ]
@@ -45,6 +47,7 @@ _HOMES = {
     "Report": "foveate.core",
     "Request": "foveate.engine.request",
     "attach": "foveate.engine.attach",
+    "count_tokens": "foveate.serve.vllm.count",
     "load": "foveate.engine.loading",
     "methods": "foveate.core",
 }

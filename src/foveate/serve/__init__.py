@@ -1,0 +1,1 @@
+"""Doors for other programs: plug-ins for serving engines."""

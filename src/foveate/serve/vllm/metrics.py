@@ -1,0 +1,30 @@
+"""Counters on the server's own /metrics page: a plug-in that stopped working shows there."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+@functools.cache
+def _counter(name: str, text: str) -> Any:
+    from prometheus_client import Counter
+
+    return Counter(name, text, ["modality"])
+
+
+def count(placeholders: Mapping[str, Sequence[Any]]) -> None:
+    """Add one request's pictures and videos and the visual tokens kept of them, vLLM's start-up
+    profiling included.
+    """
+    items = _counter("foveate_items", "Pictures and videos that passed through Foveate's plug-in")
+    kept = _counter("foveate_visual_tokens_kept", "Visual tokens that entered the language model")
+    for modality, ranges in placeholders.items():
+        items.labels(modality).inc(len(ranges))
+        kept.labels(modality).inc(sum(embeds(r) for r in ranges))
+
+
+def embeds(span: Any) -> int:
+    """Visual tokens of one placeholder range; its other tokens are markers."""
+    return int(span.length if span.is_embed is None else span.is_embed.sum())

@@ -1,0 +1,228 @@
+"""The processor side: how many placeholders a picture gets, and what its cache entries are called."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from foveate.core.errors import FoveateError
+from foveate.core.plan import Plan
+from foveate.serve.vllm import metrics
+from foveate.serve.vllm.families import Family
+from foveate.serve.vllm.layouts import shorten
+from foveate.serve.vllm.plan_source import (
+    REQUEST_FIELD,
+    RequestPlanError,
+    Serving,
+    identity,
+)
+from foveate.serve.vllm.startup import serving_of
+
+MODALITIES = ("image", "video")
+IDENTITY_FIELD = "foveate_identity"
+QUESTION_FIELD = "foveate_question"
+_OWN = (REQUEST_FIELD, IDENTITY_FIELD, QUESTION_FIELD)
+
+
+def plan_field(modality: str) -> str:
+    """The field that carries each item's plan from the processor to the model."""
+    return f"foveate_plan_{modality}"
+
+
+def written(plan: str, question: str) -> Tensor:
+    """(bytes,) uint8: a plan and the ids of a question's words, for vLLM sends tensors between its
+    processes.
+    """
+    return torch.frombuffer(bytearray(f"{plan}\n{question}".encode()), dtype=torch.uint8)
+
+
+def read(data: Tensor) -> tuple[str, tuple[int, ...]]:
+    """The plan's text and the ids that `written` put there."""
+    plan, _, question = bytes(data.cpu().numpy().tobytes()).decode().partition("\n")
+    return plan, tuple(int(x) for x in question.split(",") if x)
+
+
+@functools.cache
+def _version() -> str:
+    return version("foveate")
+
+
+class PlannedProcessor:
+    """Stands before vLLM's processor class in the order of resolution."""
+
+    family: ClassVar[Family]
+    info: Any
+
+    @functools.cached_property
+    def _serving(self) -> Serving | None:
+        return serving_of(self.info.ctx.model_config)
+
+    # --- the plan joins the request's processor settings, which every cache key covers ------------
+    def apply(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        settings = dict(inputs.hf_processor_mm_kwargs)
+        if self._serving is None:
+            if REQUEST_FIELD in settings:
+                raise RequestPlanError(
+                    f"{REQUEST_FIELD}: this server was started without Foveate's plug-in being "
+                    'active; start it with --additional-config \'{"foveate": {"plan": "none"}}\''
+                )
+            return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
+        given = settings.pop(REQUEST_FIELD, None)
+        plan = self._serving.served() if given is None else self._serving.requested(given)
+        try:
+            self.family.check(self.info.get_hf_config(), plan)
+        except FoveateError as error:
+            raise RequestPlanError(f"plan {str(plan)!r}: {error}") from None
+        settings[REQUEST_FIELD] = str(plan)
+        settings[IDENTITY_FIELD] = identity(plan, _version())
+        settings.pop(QUESTION_FIELD, None)
+        method = plan.stage("tokens")
+        if method is not None and any(n.what == "question" for n in method.needs):
+            settings[QUESTION_FIELD] = self._question(inputs.prompt)
+        refuse_embeddings(inputs.mm_data_items)
+        changed = replace(inputs, hf_processor_mm_kwargs=settings)
+        try:
+            out = super().apply(changed, *args, **kwargs)  # type: ignore[misc]
+        except FoveateError as error:
+            raise RequestPlanError(f"plan {str(plan)!r}: {error}") from error
+        metrics.count(out["mm_placeholders"])
+        return out
+
+    def _question(self, prompt: str | list[int]) -> str:
+        """Ids of the words after the last picture, special tokens left out, or of all words where none
+        follow: what `attach` takes for the question.
+        """
+        tokenizer, config = self.info.get_tokenizer(), self.info.get_hf_config()
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        left_out = set(tokenizer.all_special_ids)
+        for part in (config, config.get_text_config()):
+            left_out |= {
+                v
+                for k, v in vars(part).items()
+                if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)
+            }
+        places = {self.family.placeholder(config, m) for m in self.family.modalities}
+        last = max((i for i, x in enumerate(ids) if x in places), default=-1)
+        after = [x for x in ids[last + 1 :] if x not in left_out]
+        words = after or [x for x in ids if x not in left_out]
+        return ",".join(str(x) for x in words or ids)  # vLLM's profiling asks without words
+
+    def _plan(self, settings: Mapping[str, Any]) -> Plan | None:
+        if self._serving is None:
+            return None
+        return self._serving.served(settings.get(REQUEST_FIELD))
+
+    # --- vLLM's own code must not see our settings -------------------------------------------------
+    # Signatures changed between 0.28 and 0.32, hence *args.
+    def _call_hf_processor(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._call_hf_processor(  # type: ignore[misc]
+            *map(_without_own, args), **{k: _without_own(v) for k, v in kwargs.items()}
+        )
+
+    def _apply_hf_processor_main(self, *args: Any, **kwargs: Any) -> Any:
+        return super()._apply_hf_processor_main(  # type: ignore[misc]
+            *map(_without_own, args), **{k: _without_own(v) for k, v in kwargs.items()}
+        )
+
+    def _apply_hf_processor_text_mm(
+        self, prompt_text: str, mm_items: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        # Up to 0.31: the processor of the family may write all placeholders itself; ours come after.
+        ids, data, done = super()._apply_hf_processor_text_mm(  # type: ignore[misc]
+            prompt_text, mm_items, *args, **kwargs
+        )
+        if self._serving is None or not any(mm_items.get_all_counts().values()):
+            return ids, data, done
+        return self.info.get_tokenizer().encode(prompt_text), data, False
+
+    # --- what travels to the model ------------------------------------------------------------------
+    def _get_mm_fields_config(self, hf_inputs: Any, hf_processor_mm_kwargs: Any) -> Any:
+        from vllm.multimodal.inputs import MultiModalFieldConfig
+
+        plan = self._plan(hf_processor_mm_kwargs)
+        clean = _without_own(hf_processor_mm_kwargs)
+        found = super()._get_mm_fields_config(hf_inputs, clean)  # type: ignore[misc]
+        if plan is None:
+            return found
+        fields = dict(found)
+        for modality in MODALITIES:
+            items = max(
+                (
+                    len(c.build_elems(name, hf_inputs[name]))
+                    for name, c in found.items()
+                    if c.modality == modality and name in hf_inputs
+                ),
+                default=0,
+            )
+            if items:
+                question = str(hf_processor_mm_kwargs.get(QUESTION_FIELD, ""))
+                hf_inputs[plan_field(modality)] = written(str(plan), question).repeat(items, 1)
+                # vLLM drops the other fields of pictures that are encoded already, but positions
+                # are still asked for.
+                fields[plan_field(modality)] = MultiModalFieldConfig.batched(
+                    modality, keep_on_cpu=True
+                )
+        return fields
+
+    # --- placeholders ---------------------------------------------------------------------------------
+    def _get_prompt_updates(
+        self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
+    ) -> Any:
+        plan = self._plan(hf_processor_mm_kwargs)
+        clean = _without_own(hf_processor_mm_kwargs)
+        updates = super()._get_prompt_updates(mm_items, clean, out_mm_kwargs)  # type: ignore[misc]
+        if plan is None or plan.is_identity:
+            return updates
+        config = self.info.get_hf_config()
+        tokenizer = self.info.get_tokenizer()
+
+        def shortened(modality: str, content: Any) -> Callable[[int], Any]:
+            def of_item(index: int) -> Any:
+                placeholder = self.family.placeholder(config, modality)
+                whole = content(index) if callable(content) else content
+                full = getattr(whole, "full", whole)
+                ids = (
+                    tokenizer.encode(full, add_special_tokens=False)
+                    if isinstance(full, str)
+                    else list(full)
+                )
+                item = out_mm_kwargs[modality][index]
+                fields = {k: v.data for k, v in item.items()}
+                n = sum(t == placeholder for t in ids)
+                layout = self.family.layout(config, fields, n, modality)
+                less = shorten(ids, placeholder, layout, plan)
+                return replace(whole, full=less) if hasattr(whole, "full") else less
+
+            return of_item
+
+        return [
+            replace(u, replacement=shortened(u.modality, u.replacement))
+            if u.modality in MODALITIES
+            else u
+            for u in updates
+        ]
+
+
+def _without_own(value: Any) -> Any:
+    if isinstance(value, Mapping) and any(k in value for k in _OWN):
+        return {k: v for k, v in value.items() if k not in _OWN}
+    return value
+
+
+def refuse_embeddings(items: Mapping[str, Any]) -> None:
+    """RequestPlanError where a client sent features of its own: there is nothing to encode."""
+    for modality, found in items.items():
+        if type(found).__name__.endswith("EmbeddingItems"):
+            raise RequestPlanError(
+                f"{modality} embeddings cannot be served together with a Foveate plan: send the "
+                f"{modality} itself, or ask a server without the plug-in"
+            )
+
+
+__all__ = ["MODALITIES", "PlannedProcessor", "plan_field", "read", "written"]
