@@ -262,3 +262,10 @@ def test_carbon_follows_from_joules_and_the_stated_place(tmp_path: Path) -> None
     assert [f.path for f in verify(tmp_path).faults] == [
         "carbon.kg_co2e_per_request.small.closed:2"
     ]
+
+
+def test_the_committed_audit_still_follows_from_its_rows() -> None:
+    found = verify(Path(__file__).parents[2] / "bench" / "audits" / "lab-nano")
+    assert found.ok, [str(f) for f in found.faults]
+    assert "refused" in found.decisions.values()
+    assert len(found.decisions) == 8
