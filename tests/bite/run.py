@@ -23,6 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 # Run as a script, the repository is not on the path before the line above.
 from tests.bite.faults import FAULTS, Fault  # noqa: E402
+from tests.bite.faults_audit import AUDIT  # noqa: E402
 from tests.bite.faults_encode import FAULTS as ENCODE  # noqa: E402
 from tests.bite.faults_memory import MEMORY  # noqa: E402
 
@@ -77,7 +78,9 @@ def main() -> int:
     parser.add_argument("--only", default="")
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    faults = [f for f in (*FAULTS, *ENCODE, *MEMORY) if args.only in f.name or args.only in f.file]
+    faults = [
+        f for f in (*FAULTS, *ENCODE, *MEMORY, *AUDIT) if args.only in f.name or args.only in f.file
+    ]
     missed = []
     with ThreadPoolExecutor(args.jobs) as pool:
         for fault, outcome in pool.map(check, faults):
