@@ -41,11 +41,17 @@ def test_latencies_of_an_open_loop_count_from_the_intended_arrival(load: str) ->
     assert found["e2e_ms"]["p50"]["estimate"] == pytest.approx(2500)
 
 
-def test_time_per_token_is_after_the_first_and_up_to_the_last_piece() -> None:
+def test_time_per_token_is_after_the_first_and_up_to_the_end() -> None:
     found = at([row(first_s=0.1, chunks=(0.1, 0.3, 0.5), e2e_s=0.9, tokens=5)])
-    assert found["tpot_ms"]["p50"]["estimate"] == pytest.approx(100)
+    assert found["tpot_ms"]["p50"]["estimate"] == pytest.approx(200)
     assert found["itl_ms"]["n"] == 2
     assert found["itl_ms"]["p50"]["estimate"] == pytest.approx(200)
+
+
+def test_the_stop_token_comes_with_the_end_and_one_piece_says_nothing_of_many_tokens() -> None:
+    found = at([row(first_s=0.1, chunks=(0.1,), e2e_s=0.15, tokens=2)])
+    assert found["tpot_ms"]["p50"]["estimate"] == pytest.approx(50)
+    assert at([row(first_s=0.1, chunks=(0.1,), e2e_s=0.15, tokens=9)])["tpot_ms"] is None
 
 
 def test_one_token_has_no_time_per_token_and_no_count_gives_none() -> None:

@@ -47,7 +47,7 @@ def made(
     folder.mkdir(exist_ok=True)
     return write_receipt(
         folder,
-        spec=spec(bounds={"max_quality_drop": 0.1}),
+        spec=spec(bounds={"max_quality_drop": 0.1, "slo": {"e2e_ms": 450}}),
         bounds=Bounds.from_dict({"max_quality_drop": 0.1, "slo": {"e2e_ms": 450}}),
         place=place,
         workload={"name": "rows.jsonl", "hash": "c" * 64, "n": 16, "notes": ()},
@@ -269,3 +269,27 @@ def test_the_committed_audit_still_follows_from_its_rows() -> None:
     assert found.ok, [str(f) for f in found.faults]
     assert "refused" in found.decisions.values()
     assert len(found.decisions) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (lambda r: r.update(foveate="0.0.1", figures={}), "figures.arms"),
+        (lambda r: r.update(foveate="0.0.1", verdicts={}), "verdicts.small"),
+        (lambda r: r.pop("carbon"), "carbon"),
+        (lambda r: r["spec"]["bounds"].update(max_quality_drop=0.5), "spec_hash"),
+        (lambda r: r["seeds"].update(audit=5), "seeds.audit"),
+        (lambda r: r.update(files=["x"]), "files.rows.parquet"),
+    ],
+)
+def test_a_forged_receipt_with_its_digest_made_anew_is_named(
+    tmp_path: Path, change: Callable[[Json], object], path: str
+) -> None:
+    made(tmp_path)
+
+    def forged(receipt: Json) -> None:
+        change(receipt)
+        receipt["digest"] = digest_of(receipt)
+
+    edit(tmp_path, forged)
+    assert path in [f.path for f in verify(tmp_path).faults]

@@ -102,7 +102,7 @@ def _read_trace(path: Path) -> tuple[float, ...]:
         try:
             value = json.loads(line)
             times.append(float(value["time_s"] if isinstance(value, dict) else value))
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, OverflowError):
             raise InputError(
                 f"{path}, line {number}: expected a number of seconds or an object with time_s"
             ) from None

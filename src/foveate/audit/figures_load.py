@@ -147,14 +147,16 @@ def latencies_ms(rows: Iterable[Row]) -> dict[str, Any]:
 
 
 def tpot_s(row: Row) -> float | None:
-    """Seconds per output token after the first, up to the last piece of text; None where the server
-    did not count tokens or gave one token only.
+    """Seconds per output token after the first, up to the end of the answer; None where the server
+    did not count tokens, gave one token only, or sent several in one piece.
     """
     seen = row.observed
     if seen.first_s is None or seen.completion_tokens is None or seen.completion_tokens < 2:
         return None
-    last = seen.chunk_s[-1] if seen.chunk_s else seen.done_s
-    return (last - seen.first_s) / (seen.completion_tokens - 1)
+    if len(seen.chunk_s) < 2 and seen.completion_tokens > 2:
+        return None
+    # The stop token is counted and has no text: it came with the end.
+    return (seen.done_s - seen.first_s) / (seen.completion_tokens - 1)
 
 
 def meets(row: Row, slo: Mapping[str, float]) -> bool | None:

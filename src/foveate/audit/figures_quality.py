@@ -127,7 +127,9 @@ def item_scores(found: Mapping[str, ByItem], agreement: Agreement) -> dict[str, 
                     mine[item] = agreement.within(given.texts)
                 elif item in base:
                     mine[item] = agreement.across(given.texts, base[item].texts)
-            elif given.scores and (given.metric != JUDGED or _judged(given)):
+            elif given.scores and (
+                given.metric != JUDGED or _judged(given) or given.failed == len(given.texts)
+            ):
                 mine[item] = sum(given.scores) / len(given.scores)
     return scores
 

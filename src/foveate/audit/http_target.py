@@ -250,7 +250,14 @@ class HttpTarget:
         self.model = names[0]
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "[key]") if self._key else text
+        if not self._key:
+            return text
+        text = text.replace(self._key, "[key]")
+        cut = text.removesuffix("…")
+        for n in range(len(self._key) - 1, 3, -1):  # a text that was cut may end within the key
+            if cut.endswith(self._key[:n]):
+                return cut[:-n] + "[key]…"
+        return text
 
 
 def _message(text: bytes) -> str:

@@ -66,6 +66,7 @@ def write_receipt(
     spec: AuditSpec,
     bounds: Bounds,
     place: Grid | None = None,
+    traces: Mapping[str, str] | None = None,
     workload: Mapping[str, Any],
     arms: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Row],
@@ -73,7 +74,8 @@ def write_receipt(
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """Write rows, blocks and receipt into a folder; the receipt as JSON. An older one is replaced
-    only when the new one is whole. place: whose electricity the carbon is counted with.
+    only when the new one is whole. place: whose electricity the carbon is counted with; traces: digests
+    of the recorded arrivals, by load.
     """
     write_rows(folder / ROWS, rows)
     write_blocks(folder / BLOCKS, blocks)
@@ -89,6 +91,7 @@ def write_receipt(
         "spec": spec.as_json(),
         "spec_hash": spec.hash,
         "seeds": {"audit": spec.seed},
+        "traces": dict(traces or {}),
         "workload": plain(dict(workload)),
         "arms": {name: plain(dict(about)) for name, about in arms.items()},
         "bounds": plain(bounds.as_dict()),

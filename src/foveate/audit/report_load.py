@@ -46,7 +46,8 @@ def ratios(audit: Audit, metric: str, bounds: Mapping[str, Any]) -> Chart | None
             continue
         at = audit.number_of(arm)
         hover = [
-            f"{words(audit.label(arm))}<br>{load}: {spread(e, 'times')}" for _, load, e in kept
+            f"{words(audit.label(arm))}<br>{words(load)}: {spread(e, 'times')}"
+            for _, load, e in kept
         ]
         ys = [i + beside(at - 1, len(audit.candidates)) for i, _, _ in kept]
         traces.append(

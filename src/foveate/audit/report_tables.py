@@ -218,7 +218,7 @@ def verification(folder: str) -> Html:
     shell = folder if all(c.isalnum() or c in "._-" for c in folder) else "'FOLDER'"
     lines = (
         f"foveate audit verify {shell}    # computes every figure and verdict from the rows again",
-        f"foveate audit rerun {shell}     # runs the same audit once more",
+        f"foveate audit rerun {shell} --out again    # runs the same audit once more",
         f"foveate audit report {shell}    # writes this page",
     )
     return html(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +18,12 @@ from foveate.audit.bounds import Bounds
 from foveate.audit.journal import Journal
 from foveate.audit.load import run_block
 from foveate.audit.metrics import JUDGED
-from foveate.audit.receipt import write_receipt
+from foveate.audit.receipt import FILE, read_receipt, write_receipt
 from foveate.audit.records import Block, Item, Row
 from foveate.audit.spec import AuditSpec
 from foveate.audit.target import BASELINE, Target
 from foveate.audit.turns import Turn, parts, turns
+from foveate.audit.verify import verify
 from foveate.audit.virtual import run_precise
 from foveate.audit.workload import Workload, load_workload
 from foveate.core.errors import InputError, MissingExtraError, PlanError, UnsupportedError
@@ -84,13 +85,18 @@ def run_audit(spec: AuditSpec, out: Path, progress: Progress | None = None) -> d
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made: {error.strerror}") from None
+    traces = {name: x.digest for name, x in loads.items() if isinstance(x, Trace)}
     header = {
         "spec_hash": spec.hash,
         "workload_hash": workload.hash,
-        "traces": {name: x.digest for name, x in loads.items() if isinstance(x, Trace)},
+        "traces": traces,
         "spec": spec.as_json(),
     }
     with Journal(out, header) as journal:
+        if journal.kept.arms is not None and (out / FILE).is_file():
+            old, _ = read_receipt(out)
+            if old.get("spec_hash") == spec.hash and verify(out).ok:
+                return old  # finished: it was not this process, nor perhaps this machine, that measured
         run = _Run(spec, workload, loads, journal, progress or Progress(), judge, {})
         described = run_precise(_all_turns(run))
         kept = journal.kept
@@ -99,6 +105,7 @@ def run_audit(spec: AuditSpec, out: Path, progress: Progress | None = None) -> d
             spec=spec,
             bounds=bounds,
             place=place,
+            traces=traces,
             workload=about(workload),
             arms=described,
             rows=kept.rows,
@@ -144,17 +151,19 @@ async def _all_turns(run: _Run) -> dict[str, dict[str, Any]]:
     if kept.arms is not None:  # the run is over, and the arms may be gone
         return kept.arms
     async with AsyncExitStack() as stack:
-        targets = await open_targets(run.spec, stack, _served(kept.rows))
+        dead = {a.name for a in run.spec.arms if given_up(kept.rows, a.name)}
+        targets = await open_targets(run.spec, stack, _served(kept.rows), dead)
         if todo:
-            for target in targets.values():
-                await probe(target, run.workload.items)
+            for name, target in targets.items():
+                if name not in dead:
+                    await probe(target, run.workload.items)
         run.progress.begin(len(order) * run.spec.requests, done)
         for turn in todo:
             run.progress.turn(turn)
             # Without a baseline there is nothing to compare with.
-            dead = [a for a in (turn.arm, BASELINE) if given_up(kept.rows, a)]
-            if dead:
-                _note_once(run.journal, dead[-1])
+            gone = [a for a in (turn.arm, BASELINE) if given_up(kept.rows, a)]
+            if gone:
+                _note_once(run.journal, gone[-1])
                 continue
             await _take_turn(run, turn, targets[turn.arm])
         run.journal.arms({name: target.describe() for name, target in targets.items()})
@@ -233,11 +242,15 @@ def _served(rows: Sequence[Row]) -> dict[str, str]:
 
 
 async def open_targets(
-    spec: AuditSpec, stack: AsyncExitStack, served: Mapping[str, str]
+    spec: AuditSpec,
+    stack: AsyncExitStack,
+    served: Mapping[str, str],
+    dead: Collection[str] = (),
 ) -> dict[str, Target]:
     """The targets of all arms, open; closed when the stack ends. Arms of one model share it.
 
-    served: the names of models that answered before an interruption, by arm.
+    served: the names of models that answered before an interruption, by arm. dead: arms that were
+    given up before it, which will not be asked and need not open.
     """
     from foveate.audit.http_target import HttpTarget
 
@@ -271,6 +284,8 @@ async def open_targets(
         except (InputError, PlanError, UnsupportedError) as error:
             if isinstance(error, MissingExtraError):
                 raise
+            if target.arm in dead:
+                continue
             raise type(error)(f"arm {target.arm}: {error}") from None
     return targets
 

@@ -47,7 +47,12 @@ def open_source(source: str, *, limit: int | None, seed: int) -> Source:
 
     if not source.strip():
         raise InputError("no workload is named; give a file, a folder, lab:FAMILY or easyvqa")
-    path = Path(source).expanduser()
+    try:
+        path = Path(source).expanduser()
+    except RuntimeError:
+        raise InputError(
+            f"workload {source[:100]!r} names a home folder that is not known"
+        ) from None
     try:
         exists = path.exists()
     except OSError as error:  # a name that is too long for a file

@@ -209,7 +209,7 @@ def load_spec(path: Path) -> AuditSpec:
     if isinstance(workload, str):
         given["workload"] = _beside(workload, path)
     if isinstance(given.get("bounds"), str):
-        given["bounds"] = read_toml(Path(_beside(given["bounds"], path)), "the bounds")
+        given["bounds"] = read_bounds(Path(_beside(given["bounds"], path)), "the bounds")
     return checked(given, str(path))
 
 
@@ -232,6 +232,14 @@ def read_toml(path: Path, what: str) -> dict[str, Any]:
         raise InputError(f"{what}: {path} cannot be read: {error.strerror}") from None
     except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{what}: {path} is no TOML file in UTF-8: {error}") from None
+
+
+def read_bounds(path: Path, what: str) -> dict[str, Any]:
+    """A bounds file; InputError for one that demands nothing, which would mean the default bounds."""
+    found = read_toml(path, what)
+    if not found:
+        raise InputError(f"{what}: {path} is empty; give max_quality_drop or min_speedup")
+    return found
 
 
 def expanded(loads: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,9 @@ from foveate.audit.spec import hash_of
 from foveate.audit.tables import BLOCKS, ROWS, digest, read_blocks, read_rows
 from foveate.core.errors import FoveateError, InputError
 
+WHOLE = ("figures", "figures.arms", "figures.pairs")
+"""Parts of which no version leaves anything out."""
+
 RELATIVE = 1e-9
 """Figures are equal within this: sums may be rounded otherwise by another numpy."""
 
@@ -60,24 +63,39 @@ def verify(path: Path) -> Verified:
     try:
         if hash_of(receipt["spec"]) != receipt.get("spec_hash"):
             result.faults.append(Fault("spec_hash", "is not that of the spec"))
+        result.faults += _against_spec(receipt, made == __version__)
         bounds = Bounds.from_dict(receipt["bounds"])
         rows, blocks = read_rows(folder / ROWS), read_blocks(folder / BLOCKS)
         seed = int(receipt["seeds"]["audit"])
         found = evaluated(rows, blocks, seed, bounds)
         if "carbon" in receipt:
             found["carbon"] = plain(recomputed(found["figures"], receipt["carbon"]))
-    except (FoveateError, KeyError, TypeError, ValueError) as error:
+    except (
+        FoveateError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError
+    ) as error:  # fmt: skip
         result.faults.append(Fault("receipt", f"its figures cannot be computed again: {error}"))
         return result
     for part, now in found.items():
-        for fault in differences(part, receipt.get(part), now, result, made == __version__):
-            result.faults.append(fault)
+        # A later version may give more figures than the one that wrote the receipt, not verdicts.
+        strict = made == __version__ or part == "verdicts"
+        result.faults += differences(part, receipt.get(part), now, result, strict)
     if receipt.get("digest") != digest_of(receipt) and not result.faults:
         result.faults.append(
             Fault("digest", "something beside the figures was edited after the receipt was made")
         )
     result.decisions = {arm: str(v["decision"]) for arm, v in found["verdicts"].items()}
     return result
+
+
+def _against_spec(receipt: dict[str, Any], same_version: bool) -> Iterator[Fault]:
+    """What the receipt took over from its own spec, and no longer agrees with it."""
+    spec = receipt["spec"]
+    if same_version and "carbon" not in receipt:
+        yield Fault("carbon", "is missing from the receipt")
+    if plain(Bounds.from_dict(spec["bounds"]).as_dict()) != receipt["bounds"]:
+        yield Fault("bounds", "are not those of the spec")
+    if receipt["seeds"]["audit"] != spec["seed"]:
+        yield Fault("seeds.audit", "is not the seed of the spec")
 
 
 def differences(
@@ -94,7 +112,7 @@ def differences(
                 yield from differences(f"{path}.{key}", said[key], now[key], result, same_version)
         # A later version may compute more than the one that wrote the receipt.
         for key in now.keys() - said.keys():
-            if same_version:
+            if same_version or path in WHOLE:
                 yield Fault(f"{path}.{key}", "is missing from the receipt; the rows give it")
         return
     if isinstance(said, list) and isinstance(now, list) and len(said) == len(now):
@@ -116,7 +134,8 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _check_file(result: Verified, receipt: dict[str, Any], folder: Path, name: str) -> None:
-    said = (receipt.get("files") or {}).get(name)
+    files = receipt.get("files")
+    said = files.get(name) if isinstance(files, dict) else None
     file = folder / name
     if not file.is_file():
         raise InputError(

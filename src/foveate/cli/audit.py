@@ -170,6 +170,10 @@ def rerun(
     workload: Annotated[
         str | None, typer.Option(help="Where the workload is now, if it was moved.")
     ] = None,
+    send_keys: Annotated[
+        bool,
+        typer.Option("--send-keys", help="Send the keys that the receipt names to its addresses."),
+    ] = False,
     pid: Pids = None,
     any_: Any_ = False,
     as_json: options.AsJson = False,
@@ -185,7 +189,7 @@ def rerun(
     old, folder = read_receipt(path)
     if out.exists() and folder.resolve() == out.resolve():
         raise InputError("--out is the folder of the receipt itself: choose another")
-    chosen = spec_of_receipt(old, workload, split_pids(pid or []))
+    chosen = spec_of_receipt(old, workload, split_pids(pid or []), send_keys)
     return _run(chosen, out, any_, as_json, old=old)
 
 
@@ -208,7 +212,7 @@ def report(
     _, folder = read_receipt(path)
     target = out or folder / "report.html"
     with console.working("drawing"):
-        write_report(folder, target)
+        write_report(path, target)
     if as_json:
         console.emit({"out": str(target)})
     else:
@@ -229,6 +233,11 @@ def _run(
     except KeyboardInterrupt:
         console.note("what was finished is kept: the same command goes on from there")
         raise typer.Abort() from None
+    if old is not None and (old.get("workload") or {}).get("hash") != receipt["workload"]["hash"]:
+        console.note(
+            "the workload is not that of the receipt (its hash differs): the verdicts are about "
+            "different questions"
+        )
     if as_json:
         console.emit(summary(receipt, out, old))
     else:

@@ -98,14 +98,22 @@ def spec_of(path: Path | None, given: Given, pids: Mapping[str, int]) -> AuditSp
 
 
 def spec_of_receipt(
-    receipt: Mapping[str, Any], workload: str | None, pids: Mapping[str, int]
+    receipt: Mapping[str, Any], workload: str | None, pids: Mapping[str, int], send_keys: bool
 ) -> AuditSpec:
-    """The spec to run a receipt's audit again. Process ids are those given now."""
+    """The spec to run a receipt's audit again. Process ids are those given now.
+
+    InputError where it names keys of this environment and the caller did not agree to send them:
+    addresses and names of variables come from whoever wrote the receipt.
+    """
     from foveate.audit.spec import checked
 
     plain = dict(receipt.get("spec") or {})
     if workload is not None:
         plain["workload"] = workload
+    keys = [a for a in plain.get("arms", ()) if a.get("api_key_env")]
+    if keys and not send_keys:
+        to = "; ".join(f"{a['api_key_env']} to {a.get('url')}" for a in keys)
+        raise InputError(f"this receipt would send {to}: add --send-keys if you mean that")
     return with_pids(checked(plain, "the receipt's spec"), pids)
 
 
@@ -198,6 +206,6 @@ def _named(word: str, option: str, form: str) -> tuple[str, str]:
 
 
 def _bounds(path: Path | None) -> dict[str, Any]:
-    from foveate.audit.spec import read_toml
+    from foveate.audit.spec import read_bounds
 
-    return read_toml(path, "--bounds") if path is not None else {}
+    return read_bounds(path, "--bounds") if path is not None else {}
