@@ -180,7 +180,15 @@ def test_a_server_with_a_plan_knows_it() -> None:
         ({"model_config__architectures": []}, "does not know this model"),
         ({"model_config__multimodal_config": None}, "without pictures"),
         ({"model_config__multimodal_config__video_pruning_rate": 0.5}, "set one of them"),
-        ({"model_config__multimodal_config__get_limit_per_prompt": lambda m: 9}, "videos"),
+        (
+            {
+                "architecture": "Qwen3VLForConditionalGeneration",
+                "model_config__multimodal_config__get_limit_per_prompt": lambda m: 9,
+            },
+            "videos",
+        ),
+        ({"model_config__model_impl": "transformers"}, "another class"),
+        ({"architecture": QWEN, "model_config__enable_prompt_embeds": True}, "prompt-embeds"),
         ({"compilation_config__compile_mm_encoder": True}, "switch it off"),
         ({"compilation_config__cudagraph_mm_encoder": True}, "switch it off"),
         ({"parallel_config__tensor_parallel_size": 2}, "tensor parallelism"),
@@ -197,6 +205,31 @@ def test_a_server_that_would_not_hold_back_tokens_does_not_start(
     with pytest.raises((PlanError, UnsupportedError), match=text) as caught:
         startup.check(config(**more))
     assert isinstance(caught.value, FoveateError)
+
+
+@pytest.mark.parametrize("architecture", [LLAVA, QWEN])
+def test_vllms_limit_for_videos_is_no_obstacle_where_none_pass_whole(architecture: str) -> None:
+    """vLLM names 999 videos for every model, also for those that take pictures alone."""
+    limit = {"model_config__multimodal_config__get_limit_per_prompt": lambda m: 999}
+    made = config(architecture, **limit)
+    startup.check(made)
+    assert startup.serving_of(made.model_config) is not None
+
+
+def test_a_requests_field_is_no_place_for_a_servers_plan() -> None:
+    given = {"foveate_plan": "visionzip:keep=1/4"}
+    for plan in (None, "none"):
+        made = config(plan=plan, model_config__multimodal_config__mm_processor_kwargs=given)
+        with pytest.raises(SettingError, match="single requests"):
+            startup.check(made)
+
+
+def test_an_empty_plan_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingError, match="empty"):
+        source.configured({"foveate": {"plan": ""}})
+    monkeypatch.setenv(source.PLAN_VARIABLE, "")
+    with pytest.raises(SettingError, match="empty"):
+        source.configured({})
 
 
 def test_parts_and_drafters_are_passed_over() -> None:

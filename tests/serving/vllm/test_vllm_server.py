@@ -47,7 +47,7 @@ def command(folder: Path, *more: str) -> list[str]:
         *(python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
         *("--served-model-name", "tiny", "--dtype", "float32", "--max-model-len", "2048"),
         *("--enforce-eager", "--max-num-seqs", "8", "--block-size", "32"),
-        *("--limit-mm-per-prompt", '{"image": 4, "video": 0}', *more),
+        *("--limit-mm-per-prompt", '{"image": 4}', *more),
     ]
 
 

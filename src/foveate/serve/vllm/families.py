@@ -28,7 +28,8 @@ class Family:
     processed inputs. tower, projector: attribute paths on vLLM's model; a projector is named where it
     maps each encoder token alone. depth: blocks of the checkpoint's tower. front: special tokens of
     each encoder pass. built: blocks of it that vLLM builds, None = all. videos: it can hold back
-    tokens of videos. newlines: some placeholders carry layout and all stay. ordered: see `order`.
+    tokens of videos. pictures_only: vLLM takes no videos of it, in any version the plug-in runs
+    with. newlines: some placeholders carry layout and all stay. ordered: see `order`.
     seconds: positions between two time steps of a video.
     """
 
@@ -38,6 +39,7 @@ class Family:
     depth: Callable[[Any], int]
     mrope: bool = False
     videos: bool = False
+    pictures_only: bool = False
     newlines: bool = False
     front: Callable[[Any], int] = lambda config: 0
     built: Callable[[Any], int] | None = None
@@ -230,13 +232,23 @@ _LLAVA: dict[str, Any] = {
     "projector": "multi_modal_projector",
 }
 _PACKED: dict[str, Any] = {"tower": "visual", "depth": _vision_depth, "mrope": True}
-_IDEFICS: dict[str, Any] = {"tower": "model.vision_model", "depth": _vision_layers}
+_IDEFICS: dict[str, Any] = {
+    "tower": "model.vision_model",
+    "depth": _vision_layers,
+    "pictures_only": True,
+}
 
 FAMILIES = {
     f.architecture: f
     for f in (
-        Family("LlavaForConditionalGeneration", _llava, **_LLAVA),
-        Family("LlavaNextForConditionalGeneration", _llava_next, newlines=True, **_LLAVA),
+        Family("LlavaForConditionalGeneration", _llava, pictures_only=True, **_LLAVA),
+        Family(
+            "LlavaNextForConditionalGeneration",
+            _llava_next,
+            newlines=True,
+            pictures_only=True,
+            **_LLAVA,
+        ),
         Family(
             "LlavaOnevisionForConditionalGeneration",
             _onevision,

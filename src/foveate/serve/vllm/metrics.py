@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+_made: dict[str, Any] = {}
+_making = threading.Lock()
 
-@functools.cache
+
 def _counter(name: str, text: str) -> Any:
+    """The counter of that name; the registry takes a name once, and threads come at the same time."""
     from prometheus_client import Counter
 
-    return Counter(name, text, ["modality"])
+    with _making:
+        if name not in _made:
+            _made[name] = Counter(name, text, ["modality"])
+        return _made[name]
 
 
 def count(placeholders: Mapping[str, Sequence[Any]]) -> None:

@@ -87,6 +87,11 @@ def configured(additional: Any) -> tuple[str, bool] | None:
     text = given if given is not None else variable
     if text is None:
         return None
+    if not str(text).strip():
+        raise SettingError(
+            f'the plan of --additional-config or {PLAN_VARIABLE} is empty; say "none" to keep all '
+            "tokens, or leave it out to run vLLM without the plug-in"
+        )
     asked = (section or {}).get("question", os.environ.get(QUESTION_VARIABLE, "false"))
     if str(asked).lower() not in ("true", "false", "1", "0"):
         raise SettingError(f"{SECTION}.question must be true or false; got {asked!r}")

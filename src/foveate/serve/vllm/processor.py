@@ -86,6 +86,11 @@ class PlannedProcessor:
         if method is not None and any(n.what == "question" for n in method.needs):
             settings[QUESTION_FIELD] = self._question(inputs.prompt)
         refuse_embeddings(inputs.mm_data_items)
+        if plan.methods and not self.family.videos and inputs.mm_data_items.get("video"):
+            raise RequestPlanError(
+                f"videos of {self.family.architecture} would be served whole under plan {str(plan)!r}; "
+                "send the frames as pictures"
+            )
         changed = replace(inputs, hf_processor_mm_kwargs=settings)
         try:
             out = super().apply(changed, *args, **kwargs)  # type: ignore[misc]

@@ -12,9 +12,15 @@ import functools
 import logging
 from typing import Any
 
-from foveate.core.errors import UnsupportedError
+from foveate.core.errors import SettingError, UnsupportedError
 from foveate.serve.vllm.families import FAMILIES, Family, family_of
-from foveate.serve.vllm.plan_source import PLAN_VARIABLE, SECTION, Serving, configured
+from foveate.serve.vllm.plan_source import (
+    PLAN_VARIABLE,
+    REQUEST_FIELD,
+    SECTION,
+    Serving,
+    configured,
+)
 
 _log = logging.getLogger("foveate")
 _KEY = "foveate_serving"  # in the instance dict of ModelConfig: travels with it to every process
@@ -70,6 +76,12 @@ def check(vllm_config: Any) -> None:
     if model is None or _KEY in vars(model) or getattr(model, "runner_type", "") == "draft":
         return
     found = configured(vllm_config.additional_config)
+    multimodal = getattr(model, "multimodal_config", None)
+    if REQUEST_FIELD in (getattr(multimodal, "mm_processor_kwargs", None) or {}):
+        raise SettingError(
+            f"--mm-processor-kwargs: {REQUEST_FIELD} is a field of single requests; a server's plan is "
+            f"set in --additional-config or {PLAN_VARIABLE}"
+        )
     if found is None:
         return
     text, question = found
@@ -95,7 +107,20 @@ def refuse_settings(vllm_config: Any, family: Family) -> None:
             f"a Foveate plan was set, but vLLM runs this model without pictures; remove "
             f"{PLAN_VARIABLE} and {SECTION} from --additional-config"
         )
-    if not family.videos and multimodal.get_limit_per_prompt("video"):
+    impl = getattr(vllm_config.model_config, "model_impl", "auto")
+    if impl not in ("auto", "vllm"):
+        raise UnsupportedError(
+            f"--model-impl {impl} runs the model in another class than the plug-in's, which would serve "
+            "all visual tokens; leave it out to serve a plan"
+        )
+    if family.mrope and getattr(vllm_config.model_config, "enable_prompt_embeds", False):
+        raise UnsupportedError(
+            "--enable-prompt-embeds with M-RoPE models is not served together with a Foveate plan: "
+            "vLLM hands such embeddings over as if they carried positions; switch it off"
+        )
+    # vLLM names a limit for videos whether the model takes any or not.
+    held = family.videos or family.pictures_only
+    if not held and multimodal.get_limit_per_prompt("video"):
         raise UnsupportedError(
             f"Foveate's plug-in does not hold back tokens of videos of {family.architecture}, so that "
             "they would be served whole: switch videos off with "
