@@ -114,3 +114,65 @@ def test_the_reasons_shown_are_those_that_decide(decision: str, shown: list[str]
         *(finding("open", "errors", True, f"open {i}") for i in (1, 2, 3)),
     ]
     assert told({"decision": decision, "tests": tests}) == shown
+
+
+def test_a_finished_audit_keeps_the_receipt_of_the_machine_that_measured(
+    tmp_path: Path, jsonl: Path
+) -> None:
+    out = tmp_path / "out"
+    with PlantedServer() as one:
+        words = ["audit", "run", "--workload", jsonl, "--out", out, "--baseline", one.url,
+                 "--candidate", f"two={one.url}", "--load", "closed:2", "--requests", 4,
+                 "--blocks", 2]  # fmt: skip
+        first = call(*words)
+    text = (out / "receipt.json").read_text(encoding="utf-8")
+    again = call(*words)  # nobody is at the address any more
+    assert again.exit_code == first.exit_code, again.output
+    assert (out / "receipt.json").read_text(encoding="utf-8") == text
+
+
+def test_an_arm_that_was_given_up_does_not_stop_an_audit_from_going_on(
+    tmp_path: Path, jsonl: Path
+) -> None:
+    out = tmp_path / "out"
+    with PlantedServer(latency_s=0.05) as good:
+        with PlantedServer(other_model_after=2) as bad:
+            words = ["audit", "run", "--workload", str(jsonl), "--out", str(out), "--baseline", good.url,
+                     "--candidate", f"bad={bad.url}", "--load", "closed:2", "--requests", "6",
+                     "--blocks", "9", "--warmup", "0"]  # fmt: skip
+            process = subprocess.Popen(
+                [sys.executable, "-m", "foveate.cli", *words], stderr=subprocess.PIPE, text=True
+            )
+            while not (out / FILE).exists() or b"not asked any more" not in (out / FILE).read_bytes():
+                assert process.poll() is None
+                time.sleep(0.02)
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=60)
+        assert not (out / "receipt.json").exists()
+        done = call(*words)  # the broken server is gone altogether
+    assert done.exit_code == 3, done.output
+    assert (out / "receipt.json").exists()
+
+
+def test_a_receipt_does_not_get_keys_unless_it_is_said(tmp_path: Path, jsonl: Path) -> None:
+    out = tmp_path / "out"
+    with PlantedServer() as one:
+        call("audit", "run", "--workload", jsonl, "--out", out, "--baseline", one.url, "--candidate",
+             f"two={one.url}", "--load", "closed:2", "--requests", 4, "--blocks", 2)  # fmt: skip
+        path = out / "receipt.json"
+        receipt = json.loads(path.read_text(encoding="utf-8"))
+        receipt["spec"]["arms"][1]["api_key_env"] = "HOME"
+        path.write_text(json.dumps(receipt), encoding="utf-8")
+        refused = call("audit", "rerun", out, "--out", tmp_path / "again")
+        sent = call("audit", "rerun", out, "--out", tmp_path / "again", "--send-keys")
+    assert refused.exit_code == 2 and "HOME to http://" in refused.output, refused.output
+    assert sent.exit_code in (0, 3, 4), sent.output
+
+
+def test_bounds_that_demand_nothing_are_refused(tmp_path: Path, jsonl: Path) -> None:
+    empty = tmp_path / "bounds.toml"
+    empty.write_text("# later\n", encoding="utf-8")
+    done = call("audit", "run", "--workload", jsonl, "--out", tmp_path / "out", "--baseline",
+                "http://127.0.0.1:9/v1", "--candidate", "two=http://127.0.0.1:9/v1",
+                "--bounds", empty)  # fmt: skip
+    assert done.exit_code == 2 and "is empty" in done.output

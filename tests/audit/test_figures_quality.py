@@ -178,3 +178,13 @@ def test_the_pairs_behind_a_figure_come_back() -> None:
     assert (again.n, again.mean) == (3, pytest.approx(0.25))
     assert again.interval().high == graded["drop"]["high"]
     assert p_of(graded) == graded["permutation_p"]
+
+
+def test_an_item_whose_every_request_failed_is_wrong_under_a_judge_too() -> None:
+    more: dict[str, Any] = {"metric": "judge", "references": ()}
+    rows = [row(item="a", judged=1.0, **more), row("small", "a", error="http", **more),
+            row(item="b", sequence=1, judged=1.0, **more),
+            row("small", "b", sequence=1, judged=1.0, **more)]  # fmt: skip
+    arms, drops = quality(rows)
+    assert arms["small"]["all"]["n"] == 2 and arms["small"]["all"]["score"] == 0.5
+    assert drops["small"]["all"]["drop"]["estimate"] == pytest.approx(0.5)

@@ -253,3 +253,15 @@ def test_idle_connections_that_a_server_closes_cost_no_request(server_idle_s: fl
     with PlantedServer(keep_alive_s=server_idle_s) as server:
         seen = asked(HttpTarget("a", server.url), ITEMS[:3], pause_s=server_idle_s + 0.05)
     assert [s.error for s in seen] == [None] * 3
+
+
+@pytest.mark.parametrize("shown", [4, 9, 20])
+def test_a_key_at_the_end_of_a_cut_text_is_masked_too(
+    shown: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "sk-" + "A" * 40
+    monkeypatch.setenv("A_TEST_KEY", key)
+    target = HttpTarget("x", "http://127.0.0.1:9/v1", api_key_env="A_TEST_KEY", timeout_s=1)
+    text = target._without_key(f"bad key {key[:shown]}…")
+    assert text == "bad key [key]…"
+    assert target._without_key(f"bad {key} here") == "bad [key] here"

@@ -218,3 +218,9 @@ def test_a_design_effect_counts_fewer_trials(k: int, n: int) -> None:
     assert (near.low, near.high) == pytest.approx((few.low, few.high), abs=1e-9)
     with pytest.raises(InputError):
         wilson(k, n, design_effect=0.5)
+
+
+def test_a_sum_that_no_drawn_pattern_reaches_has_a_p_below_one_in_the_number_drawn() -> None:
+    assert sign_flip([0.9] * 60) < 1e-6
+    some = sign_flip([0.9] * 40 + [-0.9] * 30)
+    assert 0.1 < some < 0.5  # where patterns reach it they decide
