@@ -152,3 +152,21 @@ def test_block_group_maps_square_blocks_and_refuses_the_rest() -> None:
     assert block_group(5, 5, "cpu").tolist() == [0, 1, 2, 3, 4]  # type: ignore[union-attr]
     for patches, n in ((16, 6), (15, 4), (4, 9), (0, 4), (25, 4)):
         assert block_group(patches, n, "cpu") is None
+
+
+@pytest.mark.parametrize("back", [-1, -2])
+@torch.no_grad()
+def test_a_layer_counted_from_the_front_is_the_one_counted_from_the_back(back: int) -> None:
+    """The projector reads a hidden state, of which the first is the embeddings: block 0 gives state 1."""
+    model = tiny.make_model("llava")
+    adapter = adapter_for(model)
+    depth = len(compat.tower_blocks(adapter.vision))
+    model.config.vision_feature_layer = back
+    adapter.config.vision_feature_layer = back
+    block = adapter.feature_layer() % depth
+    tokens = adapter.encode(tiny.image_inputs("llava")).pieces[0].payload
+    for config in (model.config, adapter.config):
+        config.vision_feature_layer = depth + 1 + back
+    assert adapter.feature_layer() % depth == block
+    again = adapter.encode(tiny.image_inputs("llava")).pieces[0].payload
+    assert torch.equal(tokens, again)

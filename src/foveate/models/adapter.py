@@ -129,9 +129,14 @@ class AutoAdapter:
         return tower
 
     def feature_layer(self) -> int:
-        """Block whose output the projector reads."""
+        """Block whose output the projector reads; below 0 it counts from the end.
+
+        The config counts hidden states, of which the first is the input of block 0.
+        """
         layer = getattr(self.config, "vision_feature_layer", -1)
-        return layer if isinstance(layer, int) else -1
+        if not isinstance(layer, int):
+            return -1
+        return layer - 1 if layer > 0 else layer
 
     # --- encode ---------------------------------------------------------------------------------
     def feature_fn(self, modality: str) -> Callable[..., Any] | None:
