@@ -143,7 +143,9 @@ def test_an_arm_that_was_given_up_does_not_stop_an_audit_from_going_on(
             process = subprocess.Popen(
                 [sys.executable, "-m", "foveate.cli", *words], stderr=subprocess.PIPE, text=True
             )
-            while not (out / FILE).exists() or b"not asked any more" not in (out / FILE).read_bytes():
+            while (
+                not (out / FILE).exists() or b"not asked any more" not in (out / FILE).read_bytes()
+            ):
                 assert process.poll() is None
                 time.sleep(0.02)
             process.send_signal(signal.SIGINT)
