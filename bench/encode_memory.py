@@ -18,9 +18,10 @@ from bench.encode_models import GEOMETRIES, text_embedding
 from bench.encode_store import Store, key, version
 from bench.forked import forked
 from foveate.core import Plan, registry
+from foveate.core.choice import counts_of
 from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Segment
-from foveate.engine.select import counts_of, in_joint_space
+from foveate.engine.select import in_joint_space
 from foveate.measure.memory import PeakRss
 from foveate.models.encoded import encoder_view
 

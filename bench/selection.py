@@ -14,9 +14,9 @@ from bench.common import interleaved, median, publish
 from bench.geometry import Facts, grid_for, onevision, prompt
 from bench.oracle import runnable
 from foveate.core import Plan, registry
+from foveate.core.choice import counts_of
 from foveate.core.rng import PlanRng
 from foveate.core.views import Question, Segment
-from foveate.engine.select import counts_of
 from foveate.models.encoded import encoder_view
 
 BOUND = 0.05
