@@ -56,12 +56,14 @@ def test_every_reproduction_is_tested() -> None:
     assert {p.stem for p in SCRIPTS.glob("*.py")} - {"tiny"} == set(PLANS)
 
 
+@pytest.mark.claim("V3")
 @pytest.mark.parametrize("name", PLANS)
 def test_the_plugin_does_not_have_it(vllm: str, work: Path, name: str) -> None:
     code, said = run(name, work, PLANS[name])
     assert code == 0 and said.startswith("no bug"), said
 
 
+@pytest.mark.claim("V3")
 @pytest.mark.parametrize("name", PLANS)
 def test_stock_vllm_has_it(vllm: str, work: Path, name: str) -> None:
     code, said = run(name, work, None)
