@@ -92,18 +92,19 @@ def test_pictures_are_new_in_every_turn_and_equal_for_both_arms() -> None:
 
 
 def test_a_turn_counts_what_the_server_spent() -> None:
+    # The counter moves in steps of 10 ms: so many requests cost several.
     with PlantedServer(latency_s=0.01, visual_tokens=64) as server:
 
         async def one() -> dict[str, Any]:
             target = HttpTarget("plan", server.url, pid=server.pid)
             await target.open()
             try:
-                return await vllm_load.turn(target, vllm_load.items(0, 2, 6), 2, (0, 0))
+                return await vllm_load.turn(target, vllm_load.items(0, 2, 120), 2, (0, 0))
             finally:
                 await target.close()
 
         found = asyncio.run(one())
-        assert found["requests"] == 6 == server.seen()["requests"]
+        assert found["requests"] == 120 == server.seen()["requests"]
         assert found["cpu_s_a_request"] > 0 and found["requests_a_s"] > 0
         assert len(found["prompt_tokens"]) == 1
     with PlantedServer(errors=1.0) as server, pytest.raises(RuntimeError, match="failed"):
