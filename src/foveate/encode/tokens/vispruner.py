@@ -32,6 +32,7 @@ from foveate.encode.tokens._common import each, encoder_features, saliency
 
 LAYER = -2
 _NEAREST = 32
+_COPIED = 1 << 21  # elements
 
 
 class Twins:
@@ -47,13 +48,16 @@ class Twins:
         self._index = self._value = np.empty((0, 0), dtype=np.int32)
         self._list()
 
-    def _products(self, rows: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
+    def _products(
+        self, rows: np.ndarray, others: np.ndarray | None = None
+    ) -> Iterator[tuple[slice, np.ndarray]]:
         xp = arrays.namespace(self._u)
+        right = self._u if others is None else arrays.take(self._u, others)
         step = max(1, (1 << 20) // max(1, *self._u.shape))
         for a in range(0, rows.size, step):
             part = slice(a, min(a + step, rows.size))
             left = arrays.take(self._u, rows[part]) * float(1 << arrays.ORDER_BITS)
-            yield part, arrays.to_numpy(xp.round(left @ self._u.T))
+            yield part, arrays.to_numpy(xp.round(left @ right.T))
 
     def _list(self) -> None:
         n = int(self._u.shape[0])
@@ -88,8 +92,10 @@ class Twins:
         best = self._value[rows, first].astype(np.int64)
         missed = np.flatnonzero(~hit[np.arange(rows.size), first])
         if missed.size:
-            for part, block in self._products(rows[missed]):
-                best[missed[part]] = block[:, others].max(axis=1)
+            # A copy of the others halves the work, where it is small beside the features.
+            few = others.size * int(self._u.shape[1]) <= _COPIED
+            for part, block in self._products(rows[missed], others if few else None):
+                best[missed[part]] = (block if few else block[:, others]).max(axis=1)
         return best, missed.size
 
 
