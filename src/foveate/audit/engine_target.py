@@ -250,7 +250,7 @@ class EngineTarget:
         try:
             with self.host.meter.device_work():
                 went_on = engine.step()
-        except Exception as error:
+        except Exception as error:  # a failed step fails its requests, never the run
             for ask in list(self._asks.values()):
                 self._end(ask, _failed(ask, error))
             self.host.active = None  # what the failed step left behind goes with the engine

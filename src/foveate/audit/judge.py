@@ -70,7 +70,7 @@ def _from_entry_point(name: str) -> Any:
         raise SettingError(f"unknown judge {name!r}: give module:function, or a name ({known})")
     try:
         return points[name].load()
-    except Exception as error:
+    except Exception as error:  # the package is another's: anything may happen in it
         raise SettingError(f"judge {name!r} cannot be loaded: {_line(error)}") from error
 
 
@@ -83,7 +83,7 @@ def checked(judge: Callable[[Item, str], Any], name: str) -> Judge:
         try:
             found = judge(item, answer) if waits else await asyncio.to_thread(judge, item, answer)
             value = await found if inspect.isawaitable(found) else found
-        except Exception as error:
+        except Exception as error:  # the judge is the user's own: anything may happen in it
             raise InputError(
                 f"judge {name!r} failed on item {item.id!r}: {_line(error)}"
             ) from error

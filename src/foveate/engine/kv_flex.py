@@ -114,8 +114,7 @@ def agrees(device: torch.device, dtype: torch.dtype, a: int, b: int) -> bool:
         want = sdpa(q, wide_k, wide_v, attn_mask=seen)
         bound = 1e-3 if dtype == torch.float32 else 3e-2  # TF32, half precision
         difference = float((got.transpose(1, 2) - want).abs().max())
-    except Exception as error:
-        # Whatever a compiler raises here, SDPA gives the same answers.
+    except Exception as error:  # whatever a compiler raises here, SDPA gives the same answers
         _log.warning("flex attention does not run on %s, SDPA is used: %s", device, error)
         return False
     if not difference <= bound:

@@ -193,6 +193,6 @@ class RunningEnergy:
             return call()
         except InputError:  # an empty window: no tick yet
             return None
-        except Exception as error:
+        except Exception as error:  # drivers raise classes of their own
             self.reason = f"the energy meter failed: {type(error).__name__}: {error}"
             return None

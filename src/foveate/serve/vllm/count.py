@@ -106,13 +106,13 @@ def _facts(family: str | Path) -> tuple[Sizes, Any, dict[str, Any]]:
             f"{nearest(name, SIZES)}"
         )
     config = _read(folder / "config.json")
-    sizes = SIZES.get(str(config.get("model_type")), None)  # type: ignore[assignment]
-    if sizes is None:
+    known = SIZES.get(str(config.get("model_type")))
+    if known is None:
         raise UnsupportedError(
             f"{folder}: model_type {config.get('model_type')!r} is not served by Foveate's plug-in; "
             f"known: {', '.join(sorted(SIZES))}"
         )
-    return sizes, _namespace(_completed(config, sizes)), _merged(sizes.missing, _processor(folder))
+    return known, _namespace(_completed(config, known)), _merged(known.missing, _processor(folder))
 
 
 def _completed(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:

@@ -187,8 +187,8 @@ def _onevision(config: Any, fields: Fields, n: int, modality: str) -> Layout:
 def _tiles(config: Any, fields: Fields, n: int, modality: str) -> Layout:
     """Idefics3 and SmolVLM: tiles, and the whole picture last."""
     count = int(fields["num_patches"])
-    kinds: list[Kind] = [*["tile"] * (count - 1), "thumbnail"]  # type: ignore[list-item]
-    return passes(count, n // count, _side(config) ** 2, kinds)
+    tiles: list[Kind] = ["tile"] * (count - 1)
+    return passes(count, n // count, _side(config) ** 2, [*tiles, "thumbnail"])
 
 
 def _internvl(config: Any, fields: Fields, n: int, modality: str) -> Layout:

@@ -27,7 +27,7 @@ _log = logging.getLogger("foveate")
 
 class PlannedModel:
     """Stands before vLLM's model class in the order of resolution; without a plan at start-up it
-    passes everything on.
+    passes everything on. What `super()` and the inherited names give is vLLM's, hence the ignores.
     """
 
     family: ClassVar[Family]

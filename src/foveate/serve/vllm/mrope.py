@@ -61,7 +61,7 @@ class PlannedMRopeModel(PlannedModel):
     ) -> tuple[Tensor, int]:
         """(3, S) before encoding, and what a later token's place is ahead of its number."""
         if self._foveate is None:
-            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]
+            return super().get_mrope_input_positions(input_tokens, mm_features)  # type: ignore[misc]  # vLLM's own
         runs, renumber = [], False
         for feature in sorted(mm_features, key=lambda f: f.mm_position.offset):
             modality, at = feature.modality, feature.mm_position

@@ -54,7 +54,9 @@ def _version() -> str:
 
 
 class PlannedProcessor:
-    """Stands before vLLM's processor class in the order of resolution."""
+    """Stands before vLLM's processor class in the order of resolution. What `super()` gives is vLLM's,
+    hence the ignores.
+    """
 
     family: ClassVar[Family]
     info: Any
