@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.foveate-installed
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: help install demo test test-full test-vllm lint claims bite matrix docs lab-train bench bench-encode bench-tower bench-inside bench-vllm wheel clean
+.PHONY: help install demo test test-full test-vllm lint claims bite matrix docs lab-train bench bench-encode bench-tower bench-inside bench-gpu bench-vllm wheel clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -85,6 +85,9 @@ bench-inside: $(STAMP) ## measure prefill, decode and continuous batching of the
 	$(ONE) $(PY) -m bench.prefill $(ARGS)
 	$(ONE) $(PY) -m bench.decode
 	$(ONE) $(PY) -m bench.continuous
+
+bench-gpu: $(STAMP) ## measure language models of 7B on a CUDA device
+	$(PY) -m bench.inside_gpu $(ARGS)
 
 bench-vllm: $(STAMP) ## measure vLLM's server under load with and without a plan; set VLLM_PYTHON
 	$(PY) -m bench.vllm_load --python "$(VLLM_PYTHON)" $(ARGS)

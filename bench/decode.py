@@ -1,7 +1,7 @@
 """Decoding over a cache of which a tenth is left, against all of it: tokens a second and bytes.
 
     python -m bench.decode [--geometry smolvlm,onevision,llava15] [--batch 1,4,16]
-        [--context 4096] [--keep 1/10] [--new 16] [--rounds 3] [--limit 60]
+        [--context 636,2940,4096,10300] [--keep 1/10] [--new 16] [--rounds 3] [--limit 60] [--table]
 
 Three caches in turn, each in transformers' own generate() on the same model: `dense`, its
 DynamicCache with the whole context; `kept`, our ragged store with `keep` of the entries in every KV
@@ -9,8 +9,10 @@ head, which is what snapkv leaves; `full`, our store with everything, whose dist
 what attention row by row costs. The caches hold random keys and values: the time of a step does not
 depend on them, and no prompt of this length has to be computed. Figures are medians of process CPU
 seconds, each run in a process of its own; `held` is what the cache allocates at the end, `peak` the
-growth of resident memory from before the cache to the largest moment of decoding. Results:
-bench/results/decode.json.
+growth of resident memory from before the cache to the largest moment of decoding. A cell that does not fit or
+takes longer says so; one that was measured on the same code is not measured again. The contexts are
+60 words and 576, 2880 or 10240 visual tokens, and the one that I4 names. Results:
+bench/results/decode.json, one row a cell.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.common import cpu_s, median, publish
+from bench.common import RESULTS, cpu_s, median
+from bench.encode_store import Store, version
 from bench.forked import forked
 from bench.inside import FLOAT_BYTES, GEOMETRIES, Inside
 from foveate.core import Plan
@@ -36,19 +39,24 @@ from foveate.measure.memory import PeakRss
 MOST_BYTES = 12 * 10**9
 KINDS = ("dense", "kept", "full")
 COLUMNS = [
-    "cell",
     "dense_tokens_per_s",
     "kept_tokens_per_s",
     "full_tokens_per_s",
     "kept_over_dense",
     "full_over_dense",
-    "dense_held_bytes",
-    "kept_held_bytes",
-    "full_held_bytes",
-    "dense_peak_bytes",
-    "kept_peak_bytes",
-    "full_peak_bytes",
+    *(f"{kind}_{what}_bytes" for what in ("held", "peak") for kind in KINDS),
 ]
+CLAIMED = (4096, "1/10")
+PATH = RESULTS / "decode.json"
+CHOOSER = "snapkv"  # the method whose cache `kept` looks like
+SHARED = (
+    "foveate.engine.language_run",
+    "foveate.engine.kv",
+    "foveate.engine.kv_attention",
+    "foveate.engine.kv_cache",
+    "foveate.models.compat_language",
+    "bench.inside",
+)
 
 
 def dynamic(bench: Inside, context: int, batch: int) -> Any:
@@ -107,18 +115,21 @@ def generate(bench: Inside, cache: Any, context: int, batch: int, new: int) -> N
     )
 
 
-def one(bench: Inside, kind: str, args: argparse.Namespace, batch: int) -> dict[str, Any]:
+def one(
+    bench: Inside, kind: str, args: argparse.Namespace, context: int, batch: int
+) -> dict[str, Any]:
     """One run of one cache, in a process of its own so that freed memory of others is not reused."""
     keep = Fraction(args.keep) if kind == "kept" else Fraction(1)
     with contextlib.ExitStack() as stack, PeakRss(interval_s=0.02) as peak:
         if kind == "dense":
-            cache = dynamic(bench, args.context, batch)
+            cache = dynamic(bench, context, batch)
         else:
             run = stack.enter_context(LanguageRun(bench.adapter, Plan()).attached())
-            cache = ragged(bench, run, args.context, batch, keep)
-        seconds = cpu_s(lambda: generate(bench, cache, args.context, batch, args.new))
+            cache = ragged(bench, run, context, batch, keep)
+        seconds = cpu_s(lambda: generate(bench, cache, context, batch, args.new))
         held = held_bytes(cache)
-    return {"tokens_per_s": batch * args.new / seconds, "held": held, "peak": peak.extra_bytes}
+    speed = batch * args.new / seconds
+    return {"tokens_per_s": speed, "held_bytes": held, "peak_bytes": peak.extra_bytes}
 
 
 def why_not(bench: Inside, context: int, batch: int) -> str | None:
@@ -128,79 +139,114 @@ def why_not(bench: Inside, context: int, batch: int) -> str | None:
     return f"about {size / 1e9:.0f} GB" if size > MOST_BYTES else None
 
 
-def row(bench: Inside, args: argparse.Namespace, batch: int) -> list[Any]:
-    """One row of the table."""
-    title = f"{bench.geometry.title} x{batch}"
-    reason = why_not(bench, args.context, batch)
+def key(geometry: str, context: int, keep: str, new: int, batch: int) -> str:
+    return f"{geometry} {context} {keep} +{new} x{batch}"
+
+
+def measure(
+    bench: Inside, store: Store, args: argparse.Namespace, context: int, batch: int
+) -> None:
+    """One cell, unless it was measured on this code with as many rounds."""
+    place, code = (
+        key(bench.geometry.name, context, args.keep, args.new, batch),
+        version(CHOOSER, SHARED),
+    )
+    done = store.rounds(place, "time", code)
+    if done is None or done >= args.rounds:
+        return
+    reason = why_not(bench, context, batch)
     if reason is not None:
-        return [title, f"not run: {reason}", *[None] * (len(COLUMNS) - 2)]
-    seen: dict[str, list[dict[str, Any]]] = {k: [] for k in KINDS}
-    for _ in range(args.rounds):
+        store.put(place, "time", code, {"not_run": reason})
+        return
+    for _ in range(args.rounds - done):
+        values: dict[str, float] = {}
         for kind in KINDS:
-            found = forked(functools.partial(one, bench, kind, args, batch), args.limit)
+            work = functools.partial(one, bench, kind, args, context, batch)
+            found = forked(work, args.limit)
             if "not_run" in found:
-                return [title, f"not run: {found['not_run']}", *[None] * (len(COLUMNS) - 2)]
-            seen[kind].append(found)
-            print(title, kind, found, file=sys.stderr, flush=True)
-    speed = {k: median([x["tokens_per_s"] for x in v]) for k, v in seen.items()}
-
-    def over(kind: str) -> float:
-        pairs = zip(seen[kind], seen["dense"], strict=True)
-        return median([a["tokens_per_s"] / b["tokens_per_s"] for a, b in pairs])
-
-    held = [seen[k][-1]["held"] for k in KINDS]
-    peak = [round(median([x["peak"] for x in seen[k]])) for k in KINDS]
-    return [title, *speed.values(), over("kept"), over("full"), *held, *peak]
+                store.put(place, "time", code, {"not_run": f"{kind}: {found['not_run']}"})
+                return
+            values |= {f"{kind}_{name}": x for name, x in found.items()}
+        for kind in ("kept", "full"):
+            values[f"{kind}_over_dense"] = (
+                values[f"{kind}_tokens_per_s"] / values["dense_tokens_per_s"]
+            )
+        store.append(place, code, max(1, round(Fraction(args.keep) * context)), values)
+        print(place, values, file=sys.stderr, flush=True)
 
 
-def claim(found: list[Any], args: argparse.Namespace) -> dict[str, Any]:
-    """The line of one row."""
-    known = isinstance(found[1], float)
-    figure = f"{found[4]:.2f} times the speed of dense" if known else str(found[1])
-    return {
-        "id": "I4",
-        "what": f"decode at {args.keep} of the KV entries, {args.context} tokens of context, "
-        f"{found[0]}",
-        "figure": figure,
-        "bound": "above 1",
-        "holds": found[4] > 1 if known else None,
-    }
+def write(store: Store) -> None:
+    """The table, the rows and the claims of all cells."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="decode over a part of the KV entries, CPU time; medians")
+    table.add_column("cell (geometry, context, kept, new tokens, batch)")
+    for column in COLUMNS:
+        table.add_column(column.replace("_", " "), justify="right")
+    for place in sorted(store.cells):
+        cell = store.cells[place]["time"]
+        if "not_run" in cell:
+            table.add_row(place, f"not run: {cell['not_run']}")
+            continue
+        shown = [median(cell[c]) for c in COLUMNS]
+        table.add_row(place, *[f"{x / 2**20:.0f} MiB" if c.endswith("bytes") else f"{x:.2f}"
+                               for c, x in zip(COLUMNS, shown, strict=True)])  # fmt: skip
+    Console(width=170).print(table)
+    store.save(claims=claims(store))
+
+
+def claims(store: Store) -> list[dict[str, Any]]:
+    """A line a cell at the context and share that I4 names; cells that do not fit are no claim."""
+    out = []
+    for place in sorted(store.cells):
+        cell = store.cells[place]["time"]
+        name, context, keep, _, batch = place.split()
+        if (int(context), keep) != CLAIMED or "not_run" in cell:
+            continue
+        ratio = median(cell["kept_over_dense"])
+        out.append(
+            {
+                "id": "I4",
+                "what": f"decode at {keep} of the KV entries, {context} tokens of context, "
+                f"{GEOMETRIES[name].title} {batch}, median of {cell['rounds']}",
+                "figure": f"{ratio:.2f} times the speed of dense",
+                "bound": "above 1",
+                "holds": ratio > 1,
+            }
+        )
+    return out
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-    parser.add_argument("--geometry", type=lambda t: t.split(","), default=list(GEOMETRIES))
-    parser.add_argument(
-        "--batch", type=lambda t: [int(x) for x in t.split(",")], default=[1, 4, 16]
-    )
-    parser.add_argument("--context", type=int, default=4096)
-    parser.add_argument("--keep", default="1/10")
+
+    def words(text: str) -> list[str]:
+        return text.split(",")
+
+    def numbers(text: str) -> list[int]:
+        return [int(x) for x in words(text)]
+
+    parser.add_argument("--geometry", type=words, default=list(GEOMETRIES))
+    parser.add_argument("--batch", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--context", type=numbers, default=[636, 2940, CLAIMED[0], 10300])
+    parser.add_argument("--keep", default=CLAIMED[1])
     parser.add_argument("--new", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=60.0, help="CPU seconds a run may take")
-    parser.add_argument("--name", default="decode")
+    parser.add_argument("--table", action="store_true", help="measure nothing")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for g in args.geometry:
+    store = Store(PATH)
+    for g in [] if args.table else args.geometry:
         bench = Inside(GEOMETRIES[g])
         generate(bench, dynamic(bench, 16, 1), 16, 1, 2)  # what only a first call costs
-        rows += [row(bench, args, batch) for batch in args.batch]
-    publish(
-        args.name,
-        f"decode at {args.context} tokens of context, {args.keep} of the entries, CPU time",
-        COLUMNS,
-        rows,
-        {
-            "context": args.context,
-            "keep": args.keep,
-            "new": args.new,
-            "rounds": args.rounds,
-            # A cell that does not fit here says so in its row and is no claim.
-            "claims": [claim(r, args) for r in rows if isinstance(r[1], float)],
-        },
-    )
+        for context in args.context:
+            for batch in args.batch:
+                measure(bench, store, args, context, batch)
+                store.save()
+    write(store)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ token against (time of all tokens x FLOP ratio), process CPU time.
     python -m bench.prefill [--methods fastv,pyramiddrop] [--geometry smolvlm,onevision,llava15]
         [--tokens 576,2880,10240] [--batch 1,4,16] [--rounds 3] [--limit 60] [--table]
 
+A geometry with a number behind it, such as onevision-4, is cut to so many of its layers: all of a
+layer's sizes are kept, and cells that take too long whole are measured so.
+
 A round times transformers' own forward on the untouched model, then every method on the same
 inputs, in turn; choosing and filing the KV cache are inside. The FLOP ratio counts the tokens that
 each layer had (foveate.core.flops). 1 would be a method whose choice costs nothing and whose layers
@@ -23,10 +26,12 @@ import torch
 
 from bench.common import RESULTS, cpu_s, median
 from bench.encode_store import Store, version
-from bench.inside import GEOMETRIES, Inside
+from bench.inside import GEOMETRIES as WHOLE
+from bench.inside import Geometry, Inside
 from foveate.core import Plan, registry
 from foveate.core.errors import FoveateError
 from foveate.engine.language_run import LanguageRun
+from foveate.models.adapter import AutoAdapter, adapter_for
 
 BOUND = 1.15
 CLAIMED = ("smolvlm", 2880, 1, ("fastv", "pyramiddrop"))
@@ -42,6 +47,27 @@ SHARED = (
     "foveate.models.compat_language",
     "bench.inside",
 )
+LAYERS = 4  # the fewest of which PyramidDrop's three stages are all inside
+
+
+def cut(whole: Geometry, layers: int) -> Geometry:
+    """The geometry with the first layers of its language model alone."""
+
+    def build() -> tuple[Any, AutoAdapter]:
+        model, _ = whole.build()
+        language, text = model.model.language_model, model.config.text_config
+        language.layers = language.layers[:layers]
+        for config in (text, language.config):
+            config.num_hidden_layers = layers
+            if getattr(config, "layer_types", None):
+                config.layer_types = config.layer_types[:layers]
+        return model, adapter_for(model)
+
+    return Geometry(f"{whole.name}-{layers}", f"{whole.title}, {layers} layers", build)
+
+
+CUT = [cut(g, LAYERS) for g in WHOLE.values()]
+GEOMETRIES = {**WHOLE, **{g.name: g for g in CUT}}
 
 
 def key(geometry: str, n: int, batch: int, method: str) -> str:
@@ -168,7 +194,7 @@ def main() -> None:
         return [int(x) for x in words(text)]
 
     parser.add_argument("--methods", type=words, default=["fastv", "pyramiddrop"])
-    parser.add_argument("--geometry", type=words, default=list(GEOMETRIES))
+    parser.add_argument("--geometry", type=words, default=list(WHOLE))
     parser.add_argument("--tokens", type=numbers, default=[576, 2880, 10240])
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 import torch
 
-from bench import decode, prefill
+from bench import decode, inside_gpu, prefill
 from bench.encode_store import Store
 from bench.inside import GEOMETRIES, Geometry, Inside
 from foveate.core import Plan
@@ -89,6 +90,36 @@ def test_the_three_caches_hold_what_they_say(bench: Inside) -> None:
         held[kind] = decode.held_bytes(cache)
     one = 2 * sum(x.kv_heads * x.head_dim * 2 * 4 for x in bench.shape.layers)
     assert held == {"dense": 67 * one, "kept": 32 * one, "full": 80 * one}
+
+
+@pytest.mark.parametrize("build", [inside_gpu.llava15_7b, inside_gpu.qwen25vl_7b])
+def test_the_benchmark_for_a_gpu_runs_its_whole_path(build: Any, tmp_path: Path) -> None:
+    """Three layers of each 7B model, on whatever device there is: a row a method and one of decoding."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    geometry = Geometry("few", "three layers", lambda: build(layers=3, vocab=1200))
+    bench = inside_gpu.OnDevice(geometry, device, torch.bfloat16)
+    store = Store(tmp_path / "inside-gpu.json")
+    args = argparse.Namespace(
+        tokens=[32], batch=[2], rounds=1, methods=["fastv"], keep="1/4", new=3,
+        scratch=tmp_path / "scratch.json",
+    )  # fmt: skip
+    inside_gpu.measure(bench, store, args)
+    inside_gpu.table(store)
+    cell = Store(tmp_path / "inside-gpu.json").cells["few 32 x2 fastv"]["time"]
+    assert cell["rounds"] == 1 and cell["k"] == 16 and 0.5 < cell["flop_ratio"] < 1
+    assert cell["dense_s"][0] > 0 and cell["plan_s"][0] > 0
+    decoded = store.cells["few 92 1/4 +3 x2"]["time"]
+    heads = sum(x.kv_heads * x.head_dim for x in bench.shape.layers)
+    assert decoded["dense_held_bytes"] == [float(f"{2 * 92 * heads * 2 * 2:.4g}")]
+    assert not (tmp_path / "scratch.json").exists()
+
+
+def test_a_whole_geometry_is_cut_to_its_first_layers() -> None:
+    cut = prefill.cut(GEOMETRIES["smolvlm"], 4)
+    bench = Inside(cut)
+    whole = [x.mlp.inner for x in bench.shape.layers]
+    assert cut.name == "smolvlm-4" and len(whole) == 4 and set(whole) == {1536}
+    assert bench.dense(32, 1)().past_key_values.get_seq_length() == 92
 
 
 def test_geometries_have_names() -> None:
