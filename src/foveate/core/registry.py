@@ -4,11 +4,14 @@ point `foveate.methods`.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import inspect
 import logging
 import pkgutil
 import re
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, packages_distributions, version
+from pathlib import Path
 from typing import Any, TypeVar
 
 from foveate.core.errors import PlanError, UnknownMethodError, nearest
@@ -27,6 +30,7 @@ _NAME = re.compile(r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$")
 _log = logging.getLogger("foveate")
 _methods: dict[str, type[Method]] = {}
 _broken: dict[str, str] = {}
+_origins: dict[str, str] = {}
 _loaded = False
 
 M = TypeVar("M", bound=type[Method])
@@ -69,7 +73,9 @@ def _load() -> None:
                 importlib.import_module(f"{package_name}.{info.name}")
     for point in entry_points(group=ENTRY_POINT):
         try:
-            register(point.load())
+            cls = register(point.load())
+            if point.dist is not None:
+                _origins[cls.name] = f"{point.dist.name}-{point.dist.version}"
         except Exception as error:
             # One broken plug-in must not take the others down; naming it later raises, `doctor`
             # shows it.
@@ -89,6 +95,31 @@ def broken() -> dict[str, str]:
     """Third-party entry points that failed to load, with the reason."""
     _load()
     return dict(_broken)
+
+
+def origin(name: str) -> str | None:
+    """What tells the code of a third-party method apart: its package and version, or a hash of its
+    source file where no package brings it. None for built-in methods, which are as old as Foveate.
+    """
+    cls = get(name)
+    package = cls.__module__.partition(".")[0]
+    if package == "foveate":
+        return None
+    if name not in _origins:
+        found = sorted(set(packages_distributions().get(package, ())))
+        _origins[name] = "+".join(f"{p}-{version(p)}" for p in found) or _source(cls)
+    return _origins[name]
+
+
+def _source(cls: type[Method]) -> str:
+    try:
+        code = Path(inspect.getfile(cls)).read_bytes()
+    except (OSError, TypeError):
+        raise PlanError(
+            f"method {cls.name!r} belongs to no package and has no source file, so that caches could not "
+            f"tell its versions apart: install it with an entry point {ENTRY_POINT!r}"
+        ) from None
+    return hashlib.sha256(code).hexdigest()[:16]
 
 
 def get(name: str) -> type[Method]:

@@ -15,13 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from foveate.core.errors import InputError, PlanError, UnsupportedError
+from foveate.core.errors import InputError, UnsupportedError
+from foveate.core.look import Size, picture_view, plans_of, refuse, tokens_of, video_view
 from foveate.core.method import PixelMethod
 from foveate.core.rng import PlanRng
 from foveate.core.views import PixelPlan, Pixels
 from foveate.engine import splice
 from foveate.models.adapter import AutoAdapter
-from foveate.models.resolution import Resolution, Size, resolution_of
+from foveate.models.resolution import resolution_of
 
 _MARGIN = 1.2
 
@@ -73,14 +74,11 @@ class Look:
         self._rows = []
         for r, (row, clip) in enumerate(zip(pictures, videos, strict=True)):
             views = [self._picture(i, p, len(row)) for i, p in enumerate(row)]
-            views += [_video(len(row) + i, v, self.method.name) for i, v in enumerate(clip)]
-            plans = self.method.reduce(views, self.rng) if views else []
-            if len(plans) != len(views):
-                raise PlanError(
-                    f"{self.method.name} answered {len(plans)} plans for {len(views)} pictures"
-                )
-            for view, plan in zip(views, plans, strict=True):
-                _check(self.method.name, view, plan, self.resolution)
+            views += [
+                video_view(len(row) + i, v.frames, v.time_s, self.method.name)
+                for i, v in enumerate(clip)
+            ]
+            plans = plans_of(self.method, views, self.resolution, self.rng)
             self._rows.append(
                 [self._seen(p, plan, len(row)) for p, plan in zip(row, plans, strict=False)]
             )
@@ -112,43 +110,15 @@ class Look:
 
     # --- before ---------------------------------------------------------------------------------
     def _check_family(self, videos: bool) -> None:
-        name, acts, kind = self.method.name, self.method.acts, self.adapter.model_type
-        if acts == "patches":
-            raise UnsupportedError(f"{name} acts on preprocessed patches: compress() runs it")
-        if acts in ("size", "tiles") and videos:
+        if self.method.acts == "patches":
             raise UnsupportedError(
-                f"{name} acts on pictures, and this batch brings videos: take frames or keyframes "
-                "for them, or drop it from the plan"
+                f"{self.method.name} acts on preprocessed patches: compress() runs it"
             )
-        if acts == "size" and not self.resolution.resizes:
-            raise UnsupportedError(
-                f"{name} is not available on {kind}: its image processor makes the same number of "
-                "tokens of every picture, whatever its size; take fewer tokens after the tower "
-                "instead, for example with pool or uniform"
-            )
-        if acts == "tiles" and not self.resolution.droppable:
-            raise UnsupportedError(
-                f"{name} is not available on {kind}: its tower needs every part of a picture (it "
-                "packs a whole grid, or has no tiles); take downscale where the family follows a "
-                "picture's size, or a token method"
-            )
+        refuse(self.method, self.adapter.model_type, self.resolution, videos)
 
     def _picture(self, index: int, picture: Image.Image, company: int) -> Pixels:
-        size = (picture.height, picture.width)
-        tiling = self.resolution.tiling(size)
-
-        def tokens(plan: PixelPlan) -> int:
-            return _tokens(self.resolution, size, plan, company)
-
-        return Pixels(
-            image=index,
-            array=np.asarray(picture.convert("RGB"))[None],
-            size=self.resolution.seen(size),
-            tokens=tokens,
-            tiles=tiling[0] if tiling is not None else None,
-            thumbnail=tiling[1] if tiling is not None else None,
-            resizes=self.resolution.resizes,
-        )
+        array = np.asarray(picture.convert("RGB"))
+        return picture_view(index, array, self.resolution, company)
 
     def _seen(self, picture: Image.Image, plan: PixelPlan, company: int) -> _Seen:
         size = (picture.height, picture.width)
@@ -157,7 +127,7 @@ class Look:
         if plan.is_identity:
             return _Seen(size, plan, tiles, 0, 0)
         full = self.resolution.tokens(size, None, company)
-        left = _tokens(self.resolution, size, plan, company)
+        left = tokens_of(self.resolution, size, plan, company)
         return _Seen(size, plan, tiles, full, left)
 
     def _clip(self, row: int, index: int, video: Any, plan: PixelPlan) -> Any:
@@ -256,45 +226,3 @@ def _without(value: Any, kept: Sequence[np.ndarray], pixels: Tensor) -> Any:
         picks = torch.as_tensor(np.flatnonzero(keep), device=value.device)
         out[row, : picks.numel()] = value[row, picks]
     return out
-
-
-def _tokens(resolution: Resolution, size: Size, plan: PixelPlan, company: int) -> int:
-    """Placeholders that a picture of `size` has under a plan, by the processor's own rule."""
-    if plan.tiles is not None:
-        return len(plan.tiles) * int(resolution.tile_tokens)
-    return resolution.tokens(size, plan.size, company)
-
-
-def _video(index: int, video: Any, name: str) -> Pixels:
-    def tokens(plan: PixelPlan) -> int:
-        raise UnsupportedError(
-            f"{name} asks how many tokens a video gives; that is known after preprocessing only: "
-            "take a method that counts frames, such as frames"
-        )
-
-    h, w = video.frames.shape[1:3]
-    return Pixels(index, video.frames, (int(h), int(w)), tokens, time_s=video.time_s)
-
-
-def _check(name: str, view: Pixels, plan: PixelPlan, resolution: Resolution) -> None:
-    """PlanError for a plan that its picture cannot follow, UnsupportedError where the family cannot."""
-    video = view.time_s is not None
-    if plan.patches is not None:
-        raise PlanError(f"{name} leaves out patches, and does not say so: acts must be 'patches'")
-    if plan.size is not None:
-        if video or not resolution.resizes:
-            raise UnsupportedError(f"{name} resizes what this family shows at one size")
-        if min(plan.size) < 1:
-            raise PlanError(f"{name} asks for a picture of {plan.size} pixels")
-    if plan.frames is not None and not video:
-        raise PlanError(f"{name} chooses frames of a picture")
-    tiling = resolution.tiling((view.array.shape[1], view.array.shape[2]), plan.size)
-    if plan.tiles is not None and (video or tiling is None):
-        raise UnsupportedError(f"{name} leaves out tiles, which this family does not have")
-    counts = {"tiles": len(tiling[0]) if tiling else 0, "frames": int(view.array.shape[0])}
-    for what, picks in (("tiles", plan.tiles), ("frames", plan.frames)):
-        if picks is None:
-            continue
-        ordered = all(a < b for a, b in zip(picks, picks[1:], strict=False))
-        if not picks or not ordered or picks[0] < 0 or picks[-1] >= counts[what]:
-            raise PlanError(f"{name}: {what} {picks} are no rising choice among {counts[what]}")

@@ -19,12 +19,10 @@ from typing import Any, ClassVar
 from PIL import Image
 
 from foveate.core.errors import UnsupportedError
-from foveate.core.views import Box
+from foveate.core.look import Size, Tiling, tiled
 from foveate.models.adapter import AutoAdapter
 from foveate.models.video_preprocess import qwen2_size
 
-Size = tuple[int, int]
-Tiling = tuple[tuple[Box, ...], int | None]  # boxes in the picture, index of the thumbnail
 _PROBES = (56, 224, 896)
 _LARGEST_EDGE = 4096  # Idefics 3 never makes a picture larger than this
 
@@ -138,16 +136,7 @@ class _Tiled(Resolution):
 
     def tiling(self, size: Size, asked: Size | None = None) -> Tiling:
         rows, cols = self.grid(size, asked)
-        h, w = size
-        whole = Box(0, 0, w, h)
-        if rows * cols == 1:
-            return (whole,), None
-        boxes = [
-            Box(c * w // cols, r * h // rows, (c + 1) * w // cols, (r + 1) * h // rows)
-            for r in range(rows)
-            for c in range(cols)
-        ]
-        return (*boxes, whole), rows * cols
+        return tiled(size, rows, cols)
 
     @property
     def tile_tokens(self) -> int:

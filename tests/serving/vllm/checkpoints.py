@@ -234,7 +234,15 @@ FAMILIES = {
         ),
         Family("qwen2_vl", _qwen2_vl, _QWEN_SIZE, _QWEN_MARK, _QWEN_SIZES),
         Family("qwen2_5_vl", _qwen2_5_vl, _QWEN_SIZE, _QWEN_MARK, _QWEN_SIZES),
-        Family("qwen3_vl", _qwen3_vl, _QWEN_SIZE, _QWEN_MARK, _QWEN_SIZES),
+        Family(
+            "qwen3_vl",
+            _qwen3_vl,
+            # as published: vLLM 0.32 normalises videos on the device with the pictures' figures
+            dict(_QWEN_SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+            _QWEN_MARK,
+            _QWEN_SIZES,
+            videos=dict(size={"shortest_edge": 64, "longest_edge": 512 * 512}),
+        ),
         Family(
             "smolvlm",
             lambda: _idefics("SmolVLMConfig", "smolvlm_vision"),
@@ -258,6 +266,7 @@ FAMILIES = {
             "<IMG_CONTEXT>",
             ((224, 112), (112, 224), (112, 112)),
             dict(image_seq_length=64),
+            videos=dict(size={"height": 2 * _TILE, "width": 2 * _TILE}),
         ),
     )
 }

@@ -52,6 +52,20 @@ def run_job(job: dict[str, Any], folder: Path, script: str = "engine_run.py") ->
     return json.loads(answer.read_text())
 
 
+def connector(role: str, store: Path) -> dict[str, Any]:
+    """Options of an engine that hands encoder outputs on, or takes them, through a folder."""
+    options: dict[str, Any] = {
+        "ec_transfer_config": {
+            "ec_connector": "ECExampleConnector",
+            "ec_role": f"ec_{role}",
+            "ec_connector_extra_config": {"shared_storage_path": str(store)},
+        }
+    }
+    if role == "producer":
+        options |= {"mm_encoder_only": True, "enable_prefix_caching": False}
+    return options
+
+
 @pytest.fixture(scope="session")
 def vllm() -> str:
     """The version of vLLM that is tested; skips where there is none."""

@@ -4,10 +4,13 @@ the Python that has vLLM.
     python engine_run.py JOB.json OUT.json
 
 A job: {"model": folder, "plan": text or null, "requests": [{"prompt", "images": [paths], "kwargs"}],
-"regimes": ["cold", "hit", "batch", "chunk"], "engine": {...}, "chunk": {...}, "encode_only": bool}.
-With encode_only nothing is answered, see disaggregation. Regimes: `cold` one
-after another; `hit` the same again, from the prefix cache; `batch` all at once after a reset;
-`chunk` a second engine whose chunks split the pictures.
+"regimes": ["cold", "hit", "batch", "chunk", "apart"], "engine": {...}, "chunk": {...},
+"encode_only": bool, "sides": {"producer": {...}, "consumer": {...}}}. With encode_only nothing is
+answered. Regimes: `cold` one after another; `hit` the same again, from the prefix cache; `batch` all
+at once after a reset; `chunk` a second engine whose chunks split the pictures; `apart` an engine that
+only encodes, and then one that takes what it wrote to the store. What the scheduler did with prompts
+is recorded beside the answers: `together`, the most requests of one step of `batch`, `borders`, where
+chunks of each prompt ended, and `apart_calls`, calls of the vision encoder on either side.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -82,7 +86,31 @@ def requests(job: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def record(out: Any) -> dict[str, Any]:
+def runs_of(llm: Any, ids: list[int]) -> list[tuple[int, int]]:
+    """Begin and end of each run of places that visual tokens take in a prompt, with the words that a
+    family writes between the frames of a video.
+    """
+    import numpy as np
+
+    from foveate.serve.vllm.families import family_of
+
+    model = llm.llm_engine.model_config
+    family, config = family_of(model.architectures[0]), model.hf_config
+    # InternVL's config names no placeholder for videos; its processor's is this one.
+    processor = SimpleNamespace(tokenizer=llm.get_tokenizer(), video_token="<video>")
+    places = [family.placeholder(config, m, processor) for m in family.modalities]
+    inside = np.isin(ids, places).astype(int)
+    edges = np.flatnonzero(np.diff(inside, prepend=0, append=0)).tolist()
+    if family.between is not None:  # marks around nothing are a frame whose tokens stand first
+        marks = (config.vision_start_token_id, config.vision_end_token_id)
+        frames = [i + 2 for i, pair in enumerate(zip(ids, ids[1:], strict=False)) if pair == marks]
+        for i, end in enumerate(edges[1::2]):
+            limit = (*edges, len(ids))[2 * i + 2]
+            edges[2 * i + 1] = max([end, *(f for f in frames if end < f <= limit)])
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def record(llm: Any, out: Any) -> dict[str, Any]:
     first = out.outputs[0]
     if first.logprobs is None:
         return {"prompt": len(out.prompt_token_ids)}
@@ -90,6 +118,7 @@ def record(out: Any) -> dict[str, Any]:
     return {
         "cached": out.num_cached_tokens,
         "prompt": len(out.prompt_token_ids),
+        "runs": runs_of(llm, out.prompt_token_ids),
         "tokens": list(first.token_ids),
         "logprob": first.cumulative_logprob,
         "gaps": [row[0] - row[1] for row in tops],
@@ -109,6 +138,50 @@ def encoder_calls(llm: Any) -> list[int]:
     return calls
 
 
+def steps(llm: Any) -> list[dict[str, int]]:
+    """A list that grows by one with each step of the scheduler: tokens of each request in it."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    own, found = scheduler.schedule, []
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        out = own(*args, **kwargs)
+        found.append(dict(out.num_scheduled_tokens))
+        return out
+
+    scheduler.schedule = schedule
+    return found
+
+
+def borders(taken: list[dict[str, int]], prompts: list[int]) -> list[list[int]]:
+    """Where the chunks of each prompt ended before its end, for an engine without prefix caching that
+    serves requests in the order in which they came.
+    """
+    done: dict[str, list[int]] = {}
+    for step in taken:
+        for name, n in step.items():
+            ends = done.setdefault(name, [])
+            ends.append((ends[-1] if ends else 0) + n)
+    return [[e for e in ends if e < n] for ends, n in zip(done.values(), prompts, strict=True)]
+
+
+def apart(job: dict[str, Any], asked: list[Any], sampling: Any) -> dict[str, Any]:
+    """The producer's and the consumer's encoder calls, and what the consumer answers."""
+    from vllm import SamplingParams
+    from vllm.distributed.ec_transfer.ec_transfer_state import ensure_ec_transfer_shutdown
+
+    made, answers = [], []
+    for role in ("producer", "consumer"):
+        llm = engine(job, **job["sides"][role])
+        calls = encoder_calls(llm)
+        how = sampling if role == "consumer" else SamplingParams(max_tokens=1, temperature=0)
+        answers = [record(llm, llm.generate([r], how, use_tqdm=False)[0]) for r in asked]
+        made.append(len(calls))
+        ensure_ec_transfer_shutdown()  # one connector a process; the next engine has another role
+        del llm
+        gc.collect()
+    return {"apart": answers, "apart_calls": made}
+
+
 def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm import SamplingParams
 
@@ -119,9 +192,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     regimes = job["regimes"]
 
     def run(llm: Any, batch: list[Any]) -> list[Any]:
-        return [record(o) for o in llm.generate(batch, sampling, use_tqdm=False)]
+        return [record(llm, o) for o in llm.generate(batch, sampling, use_tqdm=False)]
 
-    if set(regimes) - {"chunk"}:
+    if set(regimes) - {"chunk", "apart"}:
         llm = engine(job)
         calls = encoder_calls(llm)
         for regime in ("cold", "hit"):
@@ -129,7 +202,9 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
                 found[regime] = [run(llm, [r])[0] for r in asked]
         if "batch" in regimes:
             llm.reset_prefix_cache()
+            taken = steps(llm)
             found["batch"] = run(llm, asked)
+            found["together"] = max(len(step) for step in taken)
         if job.get("count_calls"):
             found["encoder_calls"] = len(calls)
         del llm
@@ -137,7 +212,13 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     if "chunk" in regimes:
         chunks = {"enable_prefix_caching": False, "max_num_seqs": 4, **job["chunk"]}
         llm = engine(job, **chunks)
+        taken = steps(llm)
         found["chunk"] = run(llm, asked)
+        found["borders"] = borders(taken, [f["prompt"] for f in found["chunk"]])
+        del llm
+        gc.collect()
+    if "apart" in regimes:
+        found |= apart(job, asked, sampling)
     return found
 
 

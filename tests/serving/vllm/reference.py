@@ -31,14 +31,20 @@ def inputs_of(processor: Any, request: dict[str, Any]) -> Any:
     return processor(text=request["prompt"], return_tensors="pt", **media)
 
 
-@torch.no_grad()
 def attach_run(
     model: Any, processor: Any, plan: str, requests: list[dict[str, Any]], tokens: int
 ) -> list[dict[str, Any]]:
     """Greedy answers of `tokens` tokens, one request at a time."""
+    return answers(model, processor, plan, [inputs_of(processor, r) for r in requests], tokens)
+
+
+@torch.no_grad()
+def answers(
+    model: Any, processor: Any, plan: str, prepared: list[Any], tokens: int
+) -> list[dict[str, Any]]:
+    """`attach_run` of requests that the processor has seen."""
     found = []
-    for request in requests:
-        inputs = inputs_of(processor, request)
+    for inputs in prepared:
         with foveate.attach(model, plan, processor=processor) as state:
             out = model.generate(
                 **inputs,

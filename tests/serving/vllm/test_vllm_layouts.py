@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.core.errors import InputError
+from foveate.core.errors import InputError, StateError
 from foveate.core.plan import Plan
 from foveate.serve.vllm import layouts
 
@@ -89,6 +89,63 @@ def test_shortening_keeps_markers_newlines_and_the_budget() -> None:
     assert out == [7, 5, 5, 8, 5, 5, 5, 5, 9]
     with pytest.raises(InputError, match="3 placeholders for a picture of 10 visual tokens"):
         layouts.shorten([5, 5, 5], 5, layout, plan)
+
+
+QWEN3 = FAMILIES["Qwen3VLForConditionalGeneration"]
+
+
+def stamped(frames: int) -> tuple[Any, list[int], list[int], Any]:
+    """Qwen3-VL's config, its processor's ids of a video, the plug-in's with one placeholder a frame,
+    and the video's layout.
+    """
+    model, processor = checkpoints.make("qwen3_vl")
+    facts = {"total_num_frames": frames, "fps": 3.0, "frames_indices": list(range(frames))}
+    mm = processor(
+        text="<|video_pad|>",
+        videos=[checkpoints.clip(0, frames, (64, 48))],
+        video_metadata=[dict(facts)],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    times = processor._calculate_timestamps(facts["frames_indices"], 3.0, 2)
+    assert QWEN3.between is not None
+
+    def encode(words: str) -> list[int]:
+        ids: list[int] = processor.tokenizer.encode(words, add_special_tokens=False)
+        return ids
+
+    between = QWEN3.between(model.config, encode, {"timestamps": times})
+    layout = QWEN3.layout(model.config, {"video_grid_thw": mm["video_grid_thw"][0]}, 0, "video")
+    return model.config, mm["input_ids"][0].tolist(), between, layout
+
+
+def test_words_between_frames_are_the_processors() -> None:
+    config, ids, between, layout = stamped(6)
+    place = config.video_token_id
+    each = layout.spans[0].grid[1] * layout.spans[0].grid[2]
+    assert ids == [x for i in between for x in [i] * (each if i == place else 1)]
+
+
+def test_a_video_with_words_is_one_run_of_its_kept_tokens_and_all_its_words() -> None:
+    config, ids, between, layout = stamped(6)
+    place, plan = config.video_token_id, Plan.parse("vidcom2:keep=1/3")
+    words = [i for i in ids if i != place]
+    short = layouts.interleaved(ids, place, between, layout, plan)
+    assert short == [place] * sum(layout.kept(plan)) + words
+    whole = layouts.interleaved(ids, place, between, layout, Plan())
+    assert whole == [place] * layout.length + words
+    with pytest.raises(StateError, match="other words"):
+        layouts.interleaved([words[0], *ids], place, between, layout, plan)
+
+
+def test_a_video_that_is_read_as_pictures_has_a_budget_a_frame() -> None:
+    model, _ = checkpoints.make("internvl")
+    family = FAMILIES["InternVLForConditionalGeneration"]
+    video = family.layout(model.config, {"video_num_patches": 3}, 3 * 64, "video")
+    tiles = family.layout(model.config, {"image_num_patches": 3}, 3 * 64, "image")
+    assert [s.image for s in video.spans] == [0, 1, 2] and {s.image for s in tiles.spans} == {0}
+    assert video.kept(Plan.parse("divprune:per_image=10")) == (10, 10, 10)
+    assert sum(tiles.kept(Plan.parse("divprune:per_image=10"))) == 10
 
 
 def test_pictures_stay_whole_under_a_method_for_videos() -> None:

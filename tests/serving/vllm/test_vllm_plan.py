@@ -5,6 +5,7 @@ it cannot.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +14,15 @@ import pytest
 
 from foveate.core.errors import FoveateError, PlanError, SettingError, UnsupportedError
 from foveate.core.plan import Plan
+from foveate.core.views import Need
 from foveate.serve.vllm import plan_source as source
 from foveate.serve.vllm import startup
+from foveate.serve.vllm.families import FAMILIES
 
 LLAVA = "LlavaForConditionalGeneration"
 QWEN = "Qwen2_5_VLForConditionalGeneration"
+QWEN3 = "Qwen3VLForConditionalGeneration"
+INTERNVL = "InternVLForConditionalGeneration"
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +78,8 @@ def test_two_different_plans_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ("fastv:layer=2,keep=1/2", "stage 'prefill'"),
         ("divprune:keep=1/2+snapkv:keep=1/4", "stage 'memory'"),
-        ("downscale:side=336", "stage 'pixels'"),
+        ("pixelprune", "runs over whole pictures; take downscale"),
+        ("tome:r=8", "stage 'tower'"),
         ("prumerge", "reserves them before encoding"),
         ("trimtokenator-lc:keep=1/4", "reserves them before encoding"),
         ("divprune:per_request=100", "caches each image for itself"),
@@ -86,6 +92,30 @@ def test_two_different_plans_are_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_cannot_be_served_is_refused(plan: str, text: str) -> None:
     with pytest.raises(UnsupportedError, match=text):
         source.Serving(plan, mrope=False).served()
+
+
+@pytest.mark.parametrize(
+    "plan",
+    ["downscale:side=336", "resolution+divprune:keep=1/4", "tiles:keep=1/2", "frames:frames=4"],
+)
+def test_methods_that_change_what_is_looked_at_are_served(plan: str) -> None:
+    assert source.Serving(plan, mrope=False).served().stage("pixels") is not None
+
+
+@pytest.mark.parametrize(
+    "member,value,text",
+    [
+        ("needs", frozenset({Need("features")}), "reads features before"),
+        ("counts", "request", "caches each picture for itself"),
+    ],
+)
+def test_a_pixel_method_that_vllm_cannot_feed_is_refused(
+    member: str, value: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan.parse("downscale:side=336")
+    monkeypatch.setattr(type(plan.methods[0]), member, value)
+    with pytest.raises(UnsupportedError, match=text):
+        source.check_servable(plan, source.Serving("none", mrope=False))
 
 
 def test_positions_are_decided_by_the_model() -> None:
@@ -180,13 +210,7 @@ def test_a_server_with_a_plan_knows_it() -> None:
         ({"model_config__architectures": []}, "does not know this model"),
         ({"model_config__multimodal_config": None}, "without pictures"),
         ({"model_config__multimodal_config__video_pruning_rate": 0.5}, "set one of them"),
-        (
-            {
-                "architecture": "Qwen3VLForConditionalGeneration",
-                "model_config__multimodal_config__get_limit_per_prompt": lambda m: 9,
-            },
-            "videos",
-        ),
+        ({"architecture": INTERNVL, "plan": "evs:keep=1/2"}, "one picture a frame"),
         ({"model_config__model_impl": "transformers"}, "another class"),
         ({"architecture": QWEN, "model_config__enable_prompt_embeds": True}, "prompt-embeds"),
         ({"compilation_config__compile_mm_encoder": True}, "switch it off"),
@@ -196,6 +220,19 @@ def test_a_server_with_a_plan_knows_it() -> None:
         ({"model_config__hf_config__vision_feature_layer": [-2, -7]}, "side by side"),
         ({"lora_config": SimpleNamespace(enable_tower_connector_lora=True)}, "LoRA"),
         ({"architecture": QWEN, "speculative_config": object()}, "speculative"),
+        ({"architecture": QWEN, "parallel_config__pipeline_parallel_size": 2}, "first stage"),
+        ({"plan": "downscale:side=336"}, "takes pictures of one size"),
+        ({"plan": "tiles:keep=1/2"}, "needs every part"),
+        ({"plan": "tiles:keep=1/2", "architecture": QWEN}, "needs every part"),
+        ({"plan": "frames:frames=4"}, "chooses frames of videos"),
+        (
+            {
+                "plan": "downscale:keep=1/4",
+                "architecture": QWEN,
+                "model_config__multimodal_config__get_limit_per_prompt": lambda m: 9,
+            },
+            "limit-mm-per-prompt",
+        ),
     ],
 )
 def test_a_server_that_would_not_hold_back_tokens_does_not_start(
@@ -207,7 +244,16 @@ def test_a_server_that_would_not_hold_back_tokens_does_not_start(
     assert isinstance(caught.value, FoveateError)
 
 
-@pytest.mark.parametrize("architecture", [LLAVA, QWEN])
+def test_a_family_whose_videos_would_pass_whole_does_not_start() -> None:
+    """None that the plug-in knows today, but a further one may be."""
+    family = replace(FAMILIES[QWEN], videos=False)
+    many = {"model_config__multimodal_config__get_limit_per_prompt": lambda m: 9}
+    with pytest.raises(UnsupportedError, match="limit-mm-per-prompt"):
+        startup.refuse_settings(config(QWEN, **many), family)
+    startup.refuse_settings(config(QWEN), family)
+
+
+@pytest.mark.parametrize("architecture", [LLAVA, QWEN, QWEN3, INTERNVL])
 def test_vllms_limit_for_videos_is_no_obstacle_where_none_pass_whole(architecture: str) -> None:
     """vLLM names 999 videos for every model, also for those that take pictures alone."""
     limit = {"model_config__multimodal_config__get_limit_per_prompt": lambda m: 999}

@@ -17,8 +17,10 @@ from typing import Any
 
 from foveate.core.errors import CheckpointError, InputError, UnsupportedError, nearest
 from foveate.core.plan import Plan
+from foveate.core.views import PixelPlan
 from foveate.serve.vllm.families import Family, family_of
-from foveate.serve.vllm.picture_sizes import SIZES, Sizes
+from foveate.serve.vllm.picture_sizes import SIZES, Sizes, merged
+from foveate.serve.vllm.showing import Shown, counted, refuse
 
 # What transformers takes for the size of a tower, (edge, patch), that a config leaves out.
 _TOWERS = {
@@ -57,7 +59,8 @@ def count_tokens(
     changes (`--mm-processor-kwargs`).
 
     InputError for sizes that no picture has, CheckpointError for a folder that cannot be read,
-    UnsupportedError for families and plans that the plug-in does not serve.
+    UnsupportedError for families and plans that the plug-in does not serve, and for pixel methods
+    that look at the picture before they decide its size (`resolution`).
     """
     return count_picture(width, height, plan, family, processor=processor).kept
 
@@ -77,11 +80,17 @@ def count_picture(
     sizes, config, settings = _facts(family)
     known = family_of(sizes.architecture)
     chosen = _served(Plan.parse(plan), known)
-    fields, n = sizes.made(config, _merged(settings, processor or {}), (height, width))
-    layout = known.layout(config, fields, n, "image")
-    return PictureCount(
-        sum(layout.kept(chosen)), layout.length, len(layout.spans) * bool(layout.passes)
+    shown = Shown(known, config, merged(settings, processor or {}))
+    looked, method = PixelPlan(), chosen.stage("pixels")
+    if method is not None:
+        refuse(method, known, shown, videos=False)
+        looked = counted(method, shown, (height, width), chosen.seed)
+    whole, left = (
+        known.layout(config, *shown.made((height, width), p), "image")
+        for p in (PixelPlan(), looked)
     )
+    passes = len(whole.spans) * bool(whole.passes)
+    return PictureCount(sum(left.kept(chosen)), whole.length, passes)
 
 
 def _served(plan: Plan, family: Family) -> Plan:
@@ -112,7 +121,7 @@ def _facts(family: str | Path) -> tuple[Sizes, Any, dict[str, Any]]:
             f"{folder}: model_type {config.get('model_type')!r} is not served by Foveate's plug-in; "
             f"known: {', '.join(sorted(SIZES))}"
         )
-    return known, _namespace(_completed(config, known)), _merged(known.missing, _processor(folder))
+    return known, _namespace(_completed(config, known)), merged(known.missing, _processor(folder))
 
 
 def _completed(config: Mapping[str, Any], sizes: Sizes) -> dict[str, Any]:
@@ -148,23 +157,6 @@ def _processor(folder: Path) -> dict[str, Any]:
         pictures = whole.pop("image_processor", None)
         found = {**found, **whole, **(pictures if isinstance(pictures, Mapping) else {})}
     return {k: v for k, v in found.items() if v is not None}
-
-
-def _merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings with changes; `images_kwargs` holds some of them one level down."""
-    flat = {k: v for k, v in changes.items() if k != "images_kwargs"}
-    nested = changes.get("images_kwargs")
-    if isinstance(nested, Mapping):
-        flat.update(nested)
-    out = {**settings, **flat}
-    if "size" in flat:
-        # A size that is set replaces pixel bounds that came with the folder.
-        for key in ("min_pixels", "max_pixels"):
-            if key not in flat:
-                out.pop(key, None)
-        if isinstance(settings.get("size"), Mapping) and isinstance(flat["size"], Mapping):
-            out["size"] = {**settings["size"], **flat["size"]}
-    return out
 
 
 @functools.lru_cache(maxsize=64)

@@ -15,7 +15,7 @@ import numpy as np
 from foveate.core.errors import UnsupportedError
 from foveate.core.plan import Plan
 from foveate.core.views import Kind
-from foveate.serve.vllm.layouts import Layout, Span, anyres, packed, passes
+from foveate.serve.vllm.layouts import Layout, Span, anyres, packed, passes, pictured
 
 Fields = Mapping[str, Any]
 
@@ -29,8 +29,10 @@ class Family:
     maps each encoder token alone. depth: blocks of the checkpoint's tower. front: special tokens of
     each encoder pass. built: blocks of it that vLLM builds, None = all. videos: it can hold back
     tokens of videos. pictures_only: vLLM takes no videos of it, in any version the plug-in runs
-    with. newlines: some placeholders carry layout and all stay. ordered: see `order`.
-    seconds: positions between two time steps of a video.
+    with. pictured: a video is read as one picture a frame. newlines: some placeholders carry layout
+    and all stay. ordered: see `order`. seconds: positions between two time steps of a video.
+    between(config, encode, fields): where words stand between a video's frames, the ids of its part of
+    the prompt with one placeholder a frame; `encode` makes ids of words.
     """
 
     architecture: str
@@ -40,12 +42,14 @@ class Family:
     mrope: bool = False
     videos: bool = False
     pictures_only: bool = False
+    pictured: bool = False
     newlines: bool = False
     front: Callable[[Any], int] = lambda config: 0
     built: Callable[[Any], int] | None = None
     projector: str | None = None
     ordered: Callable[[Any, Layout], np.ndarray | None] | None = None
     seconds: Callable[[Any, Fields], float] | None = None
+    between: Callable[[Any, Callable[[str], list[int]], Fields], list[int]] | None = None
 
     @property
     def tokenwise(self) -> bool:
@@ -55,12 +59,17 @@ class Family:
     def modalities(self) -> tuple[str, ...]:
         return ("image", "video") if self.videos else ("image",)
 
-    def placeholder(self, config: Any, modality: str) -> int:
-        """Id of the token in whose place a visual token is put."""
+    def placeholder(self, config: Any, modality: str, processor: Any = None) -> int:
+        """Id of the token in whose place a visual token is put: from the config, or from the processor
+        where the config names none.
+        """
         for name in (f"{modality}_token_id", f"{modality}_token_index"):
             value = getattr(config, name, None)
             if value is not None:
                 return int(value)
+        token = getattr(processor, f"{modality}_token", None)
+        if token is not None:
+            return int(processor.tokenizer.convert_tokens_to_ids(token))
         raise UnsupportedError(f"{self.architecture} has no placeholder for {modality}")
 
     def width(self, config: Any) -> int:
@@ -74,6 +83,11 @@ class Family:
         method = plan.stage("tokens")
         if method is None:
             return
+        if method.video_only and self.pictured:
+            raise UnsupportedError(
+                f"{method.name} compares the frames of a video, and {self.architecture} reads a video as "
+                "one picture a frame; choose a method that chooses in each frame: vidcom2, divprune"
+            )
         read = getattr(config, "vision_feature_layer", -1)
         if not isinstance(read, int) and any(n.what != "question" for n in method.needs):
             raise UnsupportedError(
@@ -192,8 +206,9 @@ def _tiles(config: Any, fields: Fields, n: int, modality: str) -> Layout:
 
 
 def _internvl(config: Any, fields: Fields, n: int, modality: str) -> Layout:
-    count = int(fields["image_num_patches"])
-    return passes(count, n // count, _side(config) ** 2, ["tile"] * count)
+    count = int(fields[f"{modality}_num_patches"])
+    layout = passes(count, n // count, _side(config) ** 2, ["tile"] * count)
+    return layout if modality == "image" else pictured(layout)
 
 
 def _qwen(config: Any, fields: Fields, n: int, modality: str) -> Layout:
@@ -217,6 +232,14 @@ def _windows(model: Any, layout: Layout) -> np.ndarray:
     return (place[:, None] * merge * merge + inside[None, :]).reshape(-1)
 
 
+def _stamped(config: Any, encode: Callable[[str], list[int]], fields: Fields) -> list[int]:
+    """Each frame between marks of its own, behind its time."""
+    ids = (config.vision_start_token_id, config.video_token_id, config.vision_end_token_id)
+    return [
+        i for time_s in fields["timestamps"] for i in (*encode(f"<{time_s:.1f} seconds>"), *ids)
+    ]
+
+
 def _tokens_per_step(config: Any, fields: Fields) -> float:
     """vLLM's rule, which is that of the family: seconds a time step spans, times positions a second."""
     per_step = fields.get("second_per_grid_ts")
@@ -232,6 +255,7 @@ _LLAVA: dict[str, Any] = {
     "projector": "multi_modal_projector",
 }
 _PACKED: dict[str, Any] = {"tower": "visual", "depth": _vision_depth, "mrope": True}
+_STAMPED: dict[str, Any] = {**_PACKED, "videos": True, "between": _stamped}
 _IDEFICS: dict[str, Any] = {
     "tower": "model.vision_model",
     "depth": _vision_layers,
@@ -265,14 +289,16 @@ FAMILIES = {
             seconds=_tokens_per_step,
             **_PACKED,
         ),
-        Family("Qwen3VLForConditionalGeneration", _qwen, **_PACKED),
-        Family("Qwen3VLMoeForConditionalGeneration", _qwen, **_PACKED),
+        Family("Qwen3VLForConditionalGeneration", _qwen, **_STAMPED),
+        Family("Qwen3VLMoeForConditionalGeneration", _qwen, **_STAMPED),
         Family(
             "InternVLForConditionalGeneration",
             _internvl,
             tower="vision_tower",
             depth=_vision_layers,
             front=lambda config: 1,
+            videos=True,
+            pictured=True,
         ),
         Family("Idefics3ForConditionalGeneration", _tiles, **_IDEFICS),
         Family("SmolVLMForConditionalGeneration", _tiles, **_IDEFICS),

@@ -7,12 +7,12 @@ encodes; so both sides agree on what is kept. No torch: sizes and index arithmet
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from foveate.core.choice import counts_for
-from foveate.core.errors import InputError, UnsupportedError
+from foveate.core.errors import InputError, StateError, UnsupportedError
 from foveate.core.plan import Plan
 from foveate.core.views import Grid, Kind
 
@@ -21,7 +21,8 @@ Size = tuple[int, int]  # (height, width)
 
 @dataclass(frozen=True)
 class Span:
-    """One segment of a picture: `length` placeholders, of which those in `fixed` carry layout.
+    """One segment of a picture: `length` placeholders, of which those in `fixed` carry layout. image:
+    those of a video that is read as pictures are numbered, and each has a budget of its own.
 
     source (m,): encoder tokens of the picture, flattened over its passes; group (m,): encoder token
     -> token among those that are not fixed, -1 none; part (m,): pass. None where the encoder's tokens
@@ -35,6 +36,7 @@ class Span:
     source: np.ndarray | None = None
     group: np.ndarray | None = None
     part: np.ndarray | None = None
+    image: int = 0
 
     @property
     def n(self) -> int:
@@ -68,7 +70,7 @@ class Layout:
         method = plan.stage("tokens")
         if method is None or (method.video_only and not any(s.grid[0] > 1 for s in self.spans)):
             return tuple(s.length for s in self.spans)
-        counts = counts_for(method, [(0, s.grid, s.n) for s in self.spans])
+        counts = counts_for(method, [(s.image, s.grid, s.n) for s in self.spans])
         pairs = zip(counts.per_segment, self.spans, strict=True)
         return tuple(k + s.length - s.n for k, s in pairs)
 
@@ -140,6 +142,30 @@ def passes(count: int, tokens: int, patches: int, kinds: Sequence[Kind]) -> Layo
         grid = (1, *square(tokens))
         spans.append(Span(kinds[i], grid, tokens, source=source, group=group, part=part))
     return Layout(tuple(spans), count * patches, count)
+
+
+def pictured(layout: Layout) -> Layout:
+    """A video that is read as pictures: each span is one of its own."""
+    spans = tuple(replace(s, image=i) for i, s in enumerate(layout.spans))
+    return replace(layout, spans=spans)
+
+
+def interleaved(
+    tokens: Sequence[int], placeholder: int, between: Sequence[int], layout: Layout, plan: Plan
+) -> list[int]:
+    """Ids of a video with words between its frames: how many tokens each frame keeps is not known yet,
+    so all stand first and the words behind them, in a run that the model fills as it should be.
+
+    tokens: the unpruned video's part of the prompt; between: the same with one placeholder a frame.
+    """
+    before = [None, *tokens]
+    runs = [t for t, last in zip(tokens, before, strict=False) if t != placeholder or last != t]
+    if runs != list(between):
+        raise StateError(
+            "this version of vLLM writes other words between a video's frames than the plug-in knows"
+        )
+    kept = shorten(tokens, placeholder, layout, plan)
+    return sorted(kept, key=lambda t: t != placeholder)
 
 
 def packed(grid: Grid, merge: int, kind: Kind = "image") -> Layout:

@@ -20,17 +20,19 @@ def _counter(name: str, text: str) -> Any:
         return _made[name]
 
 
-def count(placeholders: Mapping[str, Sequence[Any]]) -> None:
+def count(
+    placeholders: Mapping[str, Sequence[Any]], prompt: Sequence[int], tokens: Mapping[str, int]
+) -> None:
     """Add one request's pictures and videos and the visual tokens kept of them, vLLM's start-up
-    profiling included.
+    profiling included. prompt: its ids; tokens: the placeholder of each modality.
     """
     items = _counter("foveate_items", "Pictures and videos that passed through Foveate's plug-in")
     kept = _counter("foveate_visual_tokens_kept", "Visual tokens that entered the language model")
     for modality, ranges in placeholders.items():
         items.labels(modality).inc(len(ranges))
-        kept.labels(modality).inc(sum(embeds(r) for r in ranges))
+        kept.labels(modality).inc(sum(visual(r, prompt, tokens[modality]) for r in ranges))
 
 
-def embeds(span: Any) -> int:
-    """Visual tokens of one placeholder range; its other tokens are markers."""
-    return int(span.length if span.is_embed is None else span.is_embed.sum())
+def visual(span: Any, prompt: Sequence[int], token: int) -> int:
+    """Visual tokens of one placeholder range; its other tokens are markers and words."""
+    return sum(x == token for x in prompt[span.offset : span.offset + span.length])

@@ -18,7 +18,7 @@ from foveate.core.views import EncoderView, Need, Question, Reduction, Segment
 from foveate.serve.vllm.families import Family
 from foveate.serve.vllm.layouts import Layout, Span
 from foveate.serve.vllm.plan_source import Serving
-from foveate.serve.vllm.processor import MODALITIES, plan_field, read
+from foveate.serve.vllm.processor import MODALITIES, plan_field, read, words_field
 from foveate.serve.vllm.startup import serving_of
 from foveate.serve.vllm.tower import ENCODER, Reading
 
@@ -32,7 +32,6 @@ class PlannedModel:
 
     family: ClassVar[Family]
     config: Any
-    channels: ClassVar[int] = 0  # columns behind the features
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
@@ -49,6 +48,10 @@ class PlannedModel:
             return super().embed_multimodal(**kwargs)  # type: ignore[misc]
         found = {m: kwargs.pop(plan_field(m), None) for m in MODALITIES}
         given = {m: texts for m, texts in found.items() if texts is not None}
+        items = max((len(texts) for texts in given.values()), default=0)
+        fields = [item_fields(kwargs, i) for i in range(items)]
+        for m in MODALITIES:
+            kwargs.pop(words_field(m), None)
         if len(given) != 1:
             raise StateError(
                 f"a batch of pictures or videos came with {len(given)} lists of plans, not one: this "
@@ -63,20 +66,19 @@ class PlannedModel:
         with self._tower.reading(needs) as reading:
             out = super().embed_multimodal(**kwargs)  # type: ignore[misc]
         layouts = [
-            self.family.layout(self.config, item_fields(kwargs, i), int(f.shape[0]), modality)
+            self.family.layout(self.config, fields[i], int(f.shape[0]), modality)
             for i, f in enumerate(out)
         ]
         start = (0, 0)
         kept = []
         for i, (features, plan, layout) in enumerate(zip(out, plans, layouts, strict=True)):
-            fields = item_fields(kwargs, i)
             try:
-                rows = self._keep(features, plan, layout, reading, start, fields, questions[i])
+                rows = self._keep(features, plan, layout, reading, start, fields[i], questions[i])
             except FoveateError as error:
                 # Raising here would end the requests of everybody. What a request can cause is refused
                 # before; what is left are features that are not finite, which vLLM would hand on.
-                _log.error("plan %s: %s; this item's answer is void", plan, error)
-                rows = self._void(features, plan, layout)
+                _log.error("plan %s: %s; requests about this item end with an error", plan, error)
+                rows = self._void(features, plan, layout, fields[i])
             kept.append(rows)
             start = (start[0] + layout.encoder_tokens, start[1] + layout.passes)
         return tuple(kept)
@@ -105,7 +107,7 @@ class PlannedModel:
                 view = self._tower.view(reading, span, needs, start, order, self.family.tokenwise)
             segments.append(
                 Segment(
-                    image=0,
+                    image=span.image,
                     ordinal=ordinal,
                     kind=span.kind,
                     grid=span.grid,
@@ -134,15 +136,22 @@ class PlannedModel:
         language: Any = self.get_language_model()  # type: ignore[attr-defined]
         return Question(turn=-1, ids=words, embeddings=language.embed_input_ids(words))
 
-    def _void(self, features: Tensor, plan: Plan, layout: Layout) -> Tensor:
+    def _void(
+        self, features: Tensor, plan: Plan, layout: Layout, fields: Mapping[str, Any]
+    ) -> Tensor:
         """NaN in the place of tokens that cannot be chosen."""
-        width = int(features.shape[1]) + self.channels
-        return features.new_full((sum(layout.kept(plan)), width), torch.nan)
+        parts = []
+        for span, k in zip(layout.spans, layout.kept(plan), strict=True):
+            rows = features.new_full((k, int(features.shape[1])), torch.nan)
+            parts.append(self._placed(rows, np.arange(k), span, plan, fields))
+        return torch.cat(parts)
 
     def _placed(
         self, rows: Tensor, anchors: np.ndarray, span: Span, plan: Plan, fields: Mapping[str, Any]
     ) -> Tensor:
-        """Rows (k, width) with what vLLM needs to know of their places; nothing with 1-D positions."""
+        """Rows (k, width) with what vLLM needs to know of their places, and the words that stand between
+        a video's frames; nothing of both with 1-D positions.
+        """
         return rows
 
     def _rows(

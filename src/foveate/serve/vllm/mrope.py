@@ -17,16 +17,19 @@ from torch import Tensor
 
 from foveate.core.plan import Plan
 from foveate.serve.vllm.layouts import Span
-from foveate.serve.vllm.model import PlannedModel
+from foveate.serve.vllm.model import PlannedModel, taken
 from foveate.serve.vllm.positions import (
     CHANNELS,
+    Frames,
     Run,
     after_encoding,
     before_encoding,
     digits,
+    facts,
     undigits,
 )
-from foveate.serve.vllm.processor import plan_field, read
+from foveate.serve.vllm.processor import plan_field, read, words_field
+from foveate.serve.vllm.startup import serving_of
 
 _MARK = "_foveate_wraps"
 
@@ -34,27 +37,38 @@ _MARK = "_foveate_wraps"
 class PlannedMRopeModel(PlannedModel):
     """Positions by the rule of foveate.serve.vllm.positions."""
 
-    channels = CHANNELS
-
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        if serving_of(vllm_config.model_config) is not None:
+            # vLLM's runners ask for positions after encoding where config and model say so, and its
+            # rotary tables then reach to the positions of tokens that are not there.
+            config: Any = vllm_config.model_config.multimodal_config
+            object.__setattr__(config, "is_multimodal_pruning_enabled", _always)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if self._foveate is None:
             return
-        # vLLM's runners ask for positions after encoding where both say so. The model itself was built
-        # before, so that its own pruning stays off.
         self.supports_multimodal_pruning = True
-        config: Any = vllm_config.model_config.multimodal_config
-        object.__setattr__(config, "is_multimodal_pruning_enabled", _always)
+        self.is_multimodal_pruning_enabled = False  # vLLM's own, of videos
 
     def _placed(
         self, rows: Tensor, anchors: np.ndarray, span: Span, plan: Plan, fields: Mapping[str, Any]
     ) -> Tensor:
-        if plan.positions == "renumber":
-            own = np.full((anchors.size, 3), -1)
+        frames = self._frames(span, fields)
+        if frames is None:
+            about = facts(self.family.cells(self.config, span, fields)[anchors])
         else:
-            own = self.family.cells(self.config, span, fields)[anchors]
-        channels = torch.as_tensor(digits(own), device=rows.device).to(rows.dtype)
+            picks, about = frames.rows(anchors, span.grid)
+            words = rows.new_zeros(frames.words.size, rows.shape[1])
+            rows = taken(torch.cat([rows, words]), picks)
+        channels = torch.as_tensor(digits(about), device=rows.device).to(rows.dtype)
         return torch.cat([rows, channels], 1)
+
+    def _frames(self, span: Span, fields: Mapping[str, Any]) -> Frames | None:
+        """What is written between a video's frames; None for pictures, and where nothing is."""
+        written = fields.get(words_field("video"))
+        if written is None:
+            return None
+        ids = torch.as_tensor(written).cpu().numpy()
+        return Frames.of(ids, self.family.placeholder(self.config, "video"), span.grid)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -70,9 +84,14 @@ class PlannedMRopeModel(PlannedModel):
             renumber |= plan.positions == "renumber"
             place = self.family.placeholder(self.config, modality)
             part = np.asarray(input_tokens[at.offset : at.offset + at.length]) == place
-            layout = self.family.layout(self.config, fields, int(part.sum()), modality)
-            cells = [self.family.cells(self.config, s, fields) for s in layout.spans]
-            runs += placed_runs(part, at.offset, layout.kept(plan), cells)
+            (span,) = self.family.layout(self.config, fields, int(part.sum()), modality).spans
+            frames = self._frames(span, fields)
+            first = at.offset + int(part.argmax())
+            if frames is None:
+                extent = int(self.family.cells(self.config, span, fields).max()) + 1
+                runs.append(Run(first, int(part.sum()), extent))
+            else:
+                runs.append(Run(first, int(part.sum()) + frames.words.size, frames.extent))
         positions = before_encoding(len(input_tokens), runs, renumber=renumber)
         delta = int(positions.max()) + 1 - len(input_tokens) if len(input_tokens) else 0
         return torch.from_numpy(positions), delta
@@ -86,29 +105,32 @@ class PlannedMRopeModel(PlannedModel):
     ) -> tuple[Sequence[Tensor], Tensor, int]:
         """Features without their positions, which are written where they belong."""
         positions = mrope_positions
-        if len(multimodal_embeddings):
+        items = [undigits(m[:, -CHANNELS:]) for m in multimodal_embeddings]
+        if items:
             ids = torch.as_tensor(input_ids, device=positions.device)
             visual = torch.zeros_like(ids, dtype=torch.bool)
             for modality in self.family.modalities:
                 visual |= ids == self.family.placeholder(self.config, modality)
-            own = torch.cat([undigits(m[:, -CHANNELS:]) for m in multimodal_embeddings])
-            positions = after_encoding(positions, visual, own, num_computed_tokens)
+            positions = after_encoding(positions, visual, items, num_computed_tokens)
         delta = int(positions.max()) + 1 - int(positions.shape[1])
-        return [m[:, :-CHANNELS] for m in multimodal_embeddings], positions, delta
+        features = [
+            self._worded(m[:, :-CHANNELS], about[:, 4])
+            for m, about in zip(multimodal_embeddings, items, strict=True)
+        ]
+        return features, positions, delta
 
-
-def placed_runs(
-    part: np.ndarray, offset: int, kept: Sequence[int], cells: Sequence[np.ndarray]
-) -> list[Run]:
-    """The runs of an item's placeholders, `part` (length,) bool from `offset` on, one a span."""
-    spots = np.flatnonzero(part) + offset
-    runs, seen = [], 0
-    for k, own in zip(kept, cells, strict=True):
-        first = int(spots[seen]) if seen < spots.size else offset
-        t, h, w = (int(x) + 1 for x in own.max(axis=0))
-        runs.append(Run(first, k, (t, h, w)))
-        seen += k
-    return runs
+    def _worded(self, features: Tensor, words: Tensor) -> Tensor:
+        """Rows (k, width) with the embeddings of those that are words (k,). They are looked up here and
+        not beside the encoder, which may run in a process without a language model.
+        """
+        if self.family.between is None or not bool(words.any()):
+            return features
+        there = words.nonzero().flatten()
+        language: Any = self.get_language_model()  # type: ignore[attr-defined]  # vLLM's own
+        embeddings = language.embed_input_ids(words[there] - 1)
+        out = features.clone()  # what is cached stays as it is
+        out[there, : embeddings.shape[1]] = embeddings.to(out.dtype)
+        return out
 
 
 def _always() -> bool:

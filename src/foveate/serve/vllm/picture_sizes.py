@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from foveate.serve.vllm.layouts import Size
 
 Settings = Mapping[str, Any]  # of a processor and its picture processor, in one
 Made = tuple[dict[str, Any], int]  # processed fields of one picture, its visual tokens
+# One size for all, packed patches of any size, tiles of a plane of given shapes, tiles of the canvas
+# nearest in aspect ratio, tiles after one edge was brought to a length.
+Kind = Literal["one", "packed", "anyres", "canvas", "longest"]
 _LARGEST_EDGE = 4096  # pixels; Idefics 3 makes no picture larger
 _STEEPEST = 200  # aspect ratio that Qwen's processor still takes
 
@@ -28,6 +31,8 @@ class Sizes:
     """A family by the `model_type` of its config. config, processor: what its published checkpoints
     say, for use where there is no folder. missing: what transformers takes for a setting that a
     folder leaves out. made(config, settings, size): one picture, size (height, width) in pixels.
+    kind: how the picture's size counts. tiles: the field with its number of tiles, where they can be
+    left out.
     """
 
     model_type: str
@@ -36,6 +41,8 @@ class Sizes:
     config: dict[str, Any]
     processor: dict[str, Any] = field(default_factory=dict)
     missing: dict[str, Any] = field(default_factory=dict)
+    kind: Kind = "one"
+    tiles: str | None = None
 
 
 def pixel_bounds(size: Size, factor: int, least: int, most: int) -> Size:
@@ -56,8 +63,8 @@ def pixel_bounds(size: Size, factor: int, least: int, most: int) -> Size:
     return tall, wide
 
 
-def split(size: Size, longest: int, tile: int) -> Size:
-    """(rows, columns) of tiles after the longer edge was brought to `longest`; (1, 1): not split."""
+def blown_up(size: Size, longest: int) -> Size:
+    """(height, width) after Idefics 3 brought the longer edge to `longest`."""
     tall, wide = size
     ratio = wide / tall
     if wide >= tall:
@@ -67,20 +74,30 @@ def split(size: Size, longest: int, tile: int) -> Size:
         tall, wide = longest, int(longest * ratio)
         wide += wide % 2
     tall, wide = max(tall, 1), max(wide, 1)
-    ratio = wide / tall
     if max(tall, wide) > _LARGEST_EDGE:
+        ratio = wide / tall
         if wide >= tall:
             wide, tall = _LARGEST_EDGE, int(_LARGEST_EDGE / ratio)
         else:
             tall, wide = _LARGEST_EDGE, int(_LARGEST_EDGE * ratio)
-        tall, wide = max(tall, 1), max(wide, 1)
-        ratio = wide / tall
+    return max(tall, 1), max(wide, 1)
+
+
+def cut(size: Size, tile: int) -> Size:
+    """(rows, columns) of tiles of a picture as it stands; (1, 1): not split."""
+    tall, wide = size
+    ratio = wide / tall
     # The longer edge becomes whole tiles first, and the shorter follows it.
     if wide >= tall:
         cols = -(-wide // tile)
         return max(1, -(-int(cols * tile / ratio) // tile)), cols
     rows = -(-tall // tile)
     return rows, max(1, -(-int(rows * tile * ratio) // tile))
+
+
+def split(size: Size, longest: int, tile: int) -> Size:
+    """(rows, columns) of tiles after the longer edge was brought to `longest`; (1, 1): not split."""
+    return cut(blown_up(size, longest), tile)
 
 
 def canvas(size: Size, tile: Size, least: int, most: int) -> Size:
@@ -97,6 +114,31 @@ def canvas(size: Size, tile: Size, least: int, most: int) -> Size:
         elif away == near and width * height > 0.5 * tile[0] * tile[1] * cols * rows:
             best = (cols, rows)
     return best[1], best[0]
+
+
+def merged(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with changes; `images_kwargs` holds some of them one level down."""
+    flat = {k: v for k, v in changes.items() if k != "images_kwargs"}
+    nested = changes.get("images_kwargs")
+    if isinstance(nested, Mapping):
+        flat.update(nested)
+    out = {**settings, **flat}
+    if "size" in flat:
+        # A size that is set replaces pixel bounds that came with the folder.
+        for key in ("min_pixels", "max_pixels"):
+            if key not in flat:
+                out.pop(key, None)
+        if isinstance(settings.get("size"), Mapping) and isinstance(flat["size"], Mapping):
+            out["size"] = {**settings["size"], **flat["size"]}
+    return out
+
+
+def pixel_limits(settings: Settings) -> tuple[int, int]:
+    """Least and most pixels of a picture for packed towers."""
+    bounds = settings["size"]
+    least = settings.get("min_pixels") or bounds["shortest_edge"]
+    most = settings.get("max_pixels") or bounds["longest_edge"]
+    return int(least), int(most)
 
 
 def _edges(value: Any) -> Size:
@@ -135,11 +177,8 @@ def _anyres(config: Any, settings: Settings, size: Size) -> Made:
 
 
 def _qwen(config: Any, settings: Settings, size: Size) -> Made:
-    bounds = settings["size"]
     patch, merge = int(settings["patch_size"]), int(settings["merge_size"])
-    least = settings.get("min_pixels") or bounds["shortest_edge"]
-    most = settings.get("max_pixels") or bounds["longest_edge"]
-    tall, wide = pixel_bounds(size, patch * merge, int(least), int(most))
+    tall, wide = pixel_bounds(size, patch * merge, *pixel_limits(settings))
     grid = (1, tall // patch, wide // patch)
     return {"image_grid_thw": grid}, grid[1] * grid[2] // merge**2
 
@@ -148,7 +187,8 @@ def _idefics(config: Any, settings: Settings, size: Size) -> Made:
     count = 1
     if settings["do_image_splitting"]:
         tile, longest = settings["max_image_size"]["longest_edge"], settings["size"]["longest_edge"]
-        rows, cols = split(size, int(longest), int(tile))
+        resized = settings.get("do_resize", True)
+        rows, cols = split(size, int(longest), int(tile)) if resized else cut(size, int(tile))
         count = rows * cols + int(rows * cols > 1)
     return {"num_patches": count}, count * int(settings["image_seq_len"])
 
@@ -208,6 +248,11 @@ _CANVAS = {
 }
 _CANVAS_MISSING = {**_CANVAS, "size": {"height": 384, "width": 384}}
 
+
+def _packed(model_type: str, architecture: str, processor: dict[str, Any]) -> Sizes:
+    return Sizes(model_type, architecture, _qwen, _MERGE, processor, _QWEN, "packed")
+
+
 SIZES = {
     s.model_type: s
     for s in (
@@ -217,12 +262,19 @@ SIZES = {
             "LlavaNextForConditionalGeneration",
             _anyres,
             {**_CLIP, "image_grid_pinpoints": _NEXT},
+            kind="anyres",
         ),
-        Sizes("llava_onevision", "LlavaOnevisionForConditionalGeneration", _anyres, _ONE),
-        Sizes("qwen2_vl", "Qwen2VLForConditionalGeneration", _qwen, _MERGE, _QWEN_WIDE, _QWEN),
-        Sizes("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _qwen, _MERGE, _QWEN_WIDE, _QWEN),
-        Sizes("qwen3_vl", "Qwen3VLForConditionalGeneration", _qwen, _MERGE, _QWEN3, _QWEN),
-        Sizes("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", _qwen, _MERGE, _QWEN3, _QWEN),
+        Sizes(
+            "llava_onevision",
+            "LlavaOnevisionForConditionalGeneration",
+            _anyres,
+            _ONE,
+            kind="anyres",
+        ),
+        _packed("qwen2_vl", "Qwen2VLForConditionalGeneration", _QWEN_WIDE),
+        _packed("qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration", _QWEN_WIDE),
+        _packed("qwen3_vl", "Qwen3VLForConditionalGeneration", _QWEN3),
+        _packed("qwen3_vl_moe", "Qwen3VLMoeForConditionalGeneration", _QWEN3),
         Sizes(
             "internvl",
             "InternVLForConditionalGeneration",
@@ -230,6 +282,8 @@ SIZES = {
             {"vision_config": _vision("internvl_vision", 448, 14)},
             _CANVAS,
             _CANVAS_MISSING,
+            "canvas",
+            "image_num_patches",
         ),
         Sizes(
             "idefics3",
@@ -238,6 +292,8 @@ SIZES = {
             {"vision_config": _vision("idefics3_vision", 364, 14)},
             _SPLIT,
             _SPLIT,
+            "longest",
+            "num_patches",
         ),
         Sizes(
             "smolvlm",
@@ -246,6 +302,8 @@ SIZES = {
             {"vision_config": _vision("smolvlm_vision", 512, 16)},
             _SMOL,
             _SPLIT,
+            "longest",
+            "num_patches",
         ),
     )
 }

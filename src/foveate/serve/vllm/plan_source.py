@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from foveate.core.errors import FoveateError, PlanError, SettingError, UnsupportedError, nearest
-from foveate.core.method import TokenMethod
+from foveate.core.method import PixelMethod, TokenMethod
 from foveate.core.plan import Plan
+from foveate.core.registry import origin
 
 PLAN_VARIABLE = "FOVEATE_VLLM_PLAN"
 QUESTION_VARIABLE = "FOVEATE_VLLM_QUESTION"
@@ -115,11 +116,14 @@ def _served(text: str, serving: Serving) -> Plan:
 def check_servable(plan: Plan, serving: Serving) -> None:
     """UnsupportedError unless vLLM can serve the plan on such a server."""
     for step in plan.methods:
-        if not isinstance(step, TokenMethod):
+        if not isinstance(step, TokenMethod | PixelMethod):
             raise UnsupportedError(
-                f"{step.name} acts at stage {step.stage!r}; inside vLLM only methods that choose "
-                "the visual tokens that enter the language model run (stage 'tokens')"
+                f"{step.name} acts at stage {step.stage!r}; inside vLLM only methods run that change "
+                "what is looked at (stage 'pixels') or choose the visual tokens that enter the "
+                "language model (stage 'tokens')"
             )
+        if isinstance(step, PixelMethod):
+            _check_pixels(step)
     if plan.question_turn != -1:
         raise UnsupportedError("question_turn other than -1 is not served by vLLM; drop it")
     if plan.positions == "retain" and not serving.mrope:
@@ -161,8 +165,29 @@ def check_servable(plan: Plan, serving: Serving) -> None:
         )
 
 
+def _check_pixels(method: PixelMethod) -> None:
+    if method.acts == "patches":
+        raise UnsupportedError(
+            f"{method.name} takes patches out of a packed vision encoder, which vLLM runs over whole "
+            "pictures; take downscale or resolution for fewer patches, or a method of stage 'tokens'"
+        )
+    if method.needs:
+        asked = ", ".join(sorted(n.what for n in method.needs))
+        raise UnsupportedError(
+            f"{method.name} reads {asked} before the picture is encoded, which vLLM does not give; "
+            "choose a pixel method that reads pictures alone, such as downscale"
+        )
+    if method.counts == "request":
+        raise UnsupportedError(
+            f"{method.name} shares a budget over the pictures of a request, but vLLM caches each "
+            "picture for itself; choose a method that looks at each alone, such as downscale"
+        )
+
+
 def identity(plan: Plan, version: str) -> str:
     """What makes two requests of one image differ for every cache: all settings of the plan,
-    defaults included, and the version whose methods choose.
+    defaults included, and the versions whose methods choose: Foveate's, and that of the package that
+    brings a third-party method.
     """
-    return f"{plan.hash}-{version}"
+    origins = [origin(m.name) for m in plan.methods]
+    return "-".join([plan.hash, version, *(o for o in origins if o is not None)])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,13 +16,15 @@ from foveate.core.errors import FoveateError
 from foveate.core.plan import Plan
 from foveate.serve.vllm import metrics
 from foveate.serve.vllm.families import Family
-from foveate.serve.vllm.layouts import shorten
+from foveate.serve.vllm.layouts import interleaved, shorten
+from foveate.serve.vllm.pixels import TILES_FIELD, Looking, without_places, without_tiles
 from foveate.serve.vllm.plan_source import (
     REQUEST_FIELD,
     RequestPlanError,
     Serving,
     identity,
 )
+from foveate.serve.vllm.showing import Shown, count_as_handed, refuse, settings_of
 from foveate.serve.vllm.startup import serving_of
 
 MODALITIES = ("image", "video")
@@ -35,17 +38,32 @@ def plan_field(modality: str) -> str:
     return f"foveate_plan_{modality}"
 
 
-def written(plan: str, question: str) -> Tensor:
-    """(bytes,) uint8: a plan and the ids of a question's words, for vLLM sends tensors between its
-    processes.
+def words_field(modality: str) -> str:
+    """The field that carries what is written between the frames of each item."""
+    return f"foveate_words_{modality}"
+
+
+def written(plan: str, question: str, tiles: str = "") -> Tensor:
+    """(bytes,) uint8: a plan, the ids of a question's words, and of each of a picture's tiles 1 where it
+    stays and 0 where it does not; for vLLM sends tensors between its processes.
     """
-    return torch.frombuffer(bytearray(f"{plan}\n{question}".encode()), dtype=torch.uint8)
+    text = f"{plan}\n{question}\n{tiles}"
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
 
 def read(data: Tensor) -> tuple[str, tuple[int, ...]]:
     """The plan's text and the ids that `written` put there."""
-    plan, _, question = bytes(data.cpu().numpy().tobytes()).decode().partition("\n")
+    plan, question, _ = _lines(data)
     return plan, tuple(int(x) for x in question.split(",") if x)
+
+
+def read_tiles(data: Tensor) -> np.ndarray:
+    """Which tiles stay, (tiles,) bool; of no length where none were looked at."""
+    return np.array([x == "1" for x in _lines(data)[2].strip()], dtype=bool)
+
+
+def _lines(data: Tensor) -> list[str]:
+    return bytes(data.cpu().numpy().tobytes()).decode().split("\n")
 
 
 @functools.cache
@@ -77,28 +95,37 @@ class PlannedProcessor:
             return super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
         given = settings.pop(REQUEST_FIELD, None)
         plan = self._serving.served() if given is None else self._serving.requested(given)
+        items = inputs.mm_data_items
+        looking = None
         try:
             self.family.check(self.info.get_hf_config(), plan)
+            refuse_embeddings(items)
+            if plan.stage("pixels") is not None:
+                looking = self._looking(plan, settings, bool(items.get("video")))
         except FoveateError as error:
             raise RequestPlanError(f"plan {str(plan)!r}: {error}") from None
+        if looking is not None:
+            settings |= looking.shown.call(looking.method)
+            items = type(items)(looking.items(items))
         settings[REQUEST_FIELD] = str(plan)
         settings[IDENTITY_FIELD] = identity(plan, _version())
         settings.pop(QUESTION_FIELD, None)
         method = plan.stage("tokens")
         if method is not None and any(n.what == "question" for n in method.needs):
             settings[QUESTION_FIELD] = self._question(inputs.prompt)
-        refuse_embeddings(inputs.mm_data_items)
         if plan.methods and not self.family.videos and inputs.mm_data_items.get("video"):
             raise RequestPlanError(
                 f"videos of {self.family.architecture} would be served whole under plan {str(plan)!r}; "
                 "send the frames as pictures"
             )
-        changed = replace(inputs, hf_processor_mm_kwargs=settings)
+        changed = replace(inputs, hf_processor_mm_kwargs=settings, mm_data_items=items)
         try:
             out = super().apply(changed, *args, **kwargs)  # type: ignore[misc]
         except FoveateError as error:
             raise RequestPlanError(f"plan {str(plan)!r}: {error}") from error
-        metrics.count(out["mm_placeholders"])
+        ranges = out["mm_placeholders"]
+        places = {m: self._placeholder(m) for m in ranges}
+        metrics.count(ranges, out["prompt_token_ids"], places)
         return out
 
     def _question(self, prompt: str | list[int]) -> str:
@@ -114,11 +141,32 @@ class PlannedProcessor:
                 for k, v in vars(part).items()
                 if k.endswith(("_token_id", "_token_index")) and isinstance(v, int)
             }
-        places = {self.family.placeholder(config, m) for m in self.family.modalities}
+        places = {self._placeholder(m) for m in self.family.modalities}
         last = max((i for i, x in enumerate(ids) if x in places), default=-1)
         after = [x for x in ids[last + 1 :] if x not in left_out]
         words = after or [x for x in ids if x not in left_out]
         return ",".join(str(x) for x in words or ids)  # vLLM's profiling asks without words
+
+    def _placeholder(self, modality: str) -> int:
+        config, processor = self.info.get_hf_config(), self.info.get_hf_processor()
+        return self.family.placeholder(config, modality, processor)
+
+    def _shown(self, settings: Mapping[str, Any]) -> Shown:
+        """The family's rule under the processor settings of a request."""
+        own = _without_own(settings)
+        processor = self.info.get_hf_processor(**own)
+        changes = self.info.ctx.get_merged_mm_kwargs(own)
+        return Shown(self.family, self.info.get_hf_config(), settings_of(processor, changes))
+
+    def _looking(self, plan: Plan, settings: Mapping[str, Any], videos: bool = False) -> Looking:
+        """The plan's pixel method on this family; UnsupportedError where it cannot be followed."""
+        method: Any = plan.stage("pixels")
+        shown = self._shown(settings)
+        refuse(method, self.family, shown, videos)
+        if shown.call(method):
+            count_as_handed(self.info)
+        images = self.info.get_hf_processor(**_without_own(settings)).image_processor
+        return Looking(method, shown, plan.seed, getattr(images, "resample", None))
 
     def _plan(self, settings: Mapping[str, Any]) -> Plan | None:
         if self._serving is None:
@@ -133,9 +181,23 @@ class PlannedProcessor:
         )
 
     def _apply_hf_processor_main(self, *args: Any, **kwargs: Any) -> Any:
-        return super()._apply_hf_processor_main(  # type: ignore[misc]
+        out = super()._apply_hf_processor_main(  # type: ignore[misc]
             *map(_without_own, args), **{k: _without_own(v) for k, v in kwargs.items()}
         )
+        given = (*args, *kwargs.values())
+        settings = next((x for x in given if isinstance(x, Mapping) and REQUEST_FIELD in x), {})
+        plan = self._plan(settings) if settings else None
+        method = None if plan is None else plan.stage("pixels")
+        if plan is None or method is None or method.acts != "tiles":
+            return out
+        pictures = next(x for x in given if hasattr(x, "get_all_counts")).get("image")
+        if pictures:
+            looking = self._looking(plan, settings)
+            kept = looking.tiles(pictures.get_all())
+            without_tiles(
+                out[1] if isinstance(out, tuple) else out, kept, looking.shown.tiles_field
+            )
+        return out
 
     def _apply_hf_processor_text_mm(
         self, prompt_text: str, mm_items: Any, *args: Any, **kwargs: Any
@@ -158,6 +220,7 @@ class PlannedProcessor:
         if plan is None:
             return found
         fields = dict(found)
+        tiles = hf_inputs.pop(TILES_FIELD, [])
         for modality in MODALITIES:
             items = max(
                 (
@@ -170,28 +233,58 @@ class PlannedProcessor:
             if items:
                 question = str(hf_processor_mm_kwargs.get(QUESTION_FIELD, ""))
                 hf_inputs[plan_field(modality)] = written(str(plan), question).repeat(items, 1)
+                if modality == "image" and tiles:
+                    texts = ["".join("01"[int(x)] for x in mask) for mask in tiles]
+                    wide = max(map(len, texts))
+                    rows = [written(str(plan), question, t.ljust(wide)) for t in texts]
+                    hf_inputs[plan_field(modality)] = torch.stack(rows)
                 # vLLM drops the other fields of pictures that are encoded already, but positions
                 # are still asked for.
-                fields[plan_field(modality)] = MultiModalFieldConfig.batched(
-                    modality, keep_on_cpu=True
-                )
+                own = [plan_field(modality)]
+                if modality == "video" and self.family.between is not None:
+                    hf_inputs[words_field(modality)] = self._words(hf_inputs, items)
+                    own.append(words_field(modality))
+                for name in own:
+                    fields[name] = MultiModalFieldConfig.batched(modality, keep_on_cpu=True)
         return fields
 
+    def _words(self, hf_inputs: Any, items: int) -> list[Tensor]:
+        """Ids of each video's part of the prompt with one placeholder a frame."""
+        config, encode = self.info.get_hf_config(), self.info.get_tokenizer().encode
+        between: Any = self.family.between
+        return [
+            torch.tensor(
+                between(
+                    config,
+                    functools.partial(encode, add_special_tokens=False),
+                    {"timestamps": hf_inputs["timestamps"][i]},
+                )
+            )
+            for i in range(items)
+        ]
+
     # --- placeholders ---------------------------------------------------------------------------------
+    def _takes(self, modality: str) -> bool:
+        """Whether clients may send this. An EC consumer measures the others as well, as embeddings,
+        which are refused.
+        """
+        limits = self.info.ctx.model_config.multimodal_config
+        return bool(limits is None or limits.get_limit_per_prompt(modality))
+
     def _get_prompt_updates(
         self, mm_items: Any, hf_processor_mm_kwargs: Any, out_mm_kwargs: Any
     ) -> Any:
         plan = self._plan(hf_processor_mm_kwargs)
         clean = _without_own(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, clean, out_mm_kwargs)  # type: ignore[misc]
-        if plan is None or plan.is_identity:
+        if plan is None or (plan.is_identity and self.family.between is None):
             return updates
         config = self.info.get_hf_config()
         tokenizer = self.info.get_tokenizer()
 
         def shortened(modality: str, content: Any) -> Callable[[int], Any]:
             def of_item(index: int) -> Any:
-                placeholder = self.family.placeholder(config, modality)
+                placeholder = self._placeholder(modality)
                 whole = content(index) if callable(content) else content
                 full = getattr(whole, "full", whole)
                 ids = (
@@ -201,8 +294,17 @@ class PlannedProcessor:
                 )
                 item = out_mm_kwargs[modality][index]
                 fields = {k: v.data for k, v in item.items()}
+                tiles = read_tiles(fields[plan_field(modality)])
+                if tiles.size:
+                    each = self._shown(hf_processor_mm_kwargs).tile_tokens
+                    ids = without_places(ids, placeholder, tiles, each)
                 n = sum(t == placeholder for t in ids)
                 layout = self.family.layout(config, fields, n, modality)
+                if words_field(modality) in fields:
+                    between = fields[words_field(modality)].tolist()
+                    less = interleaved(ids, placeholder, between, layout, plan)
+                    # The model fills the whole run, words too.
+                    return replace(whole, full=less, is_embed=None)
                 less = shorten(ids, placeholder, layout, plan)
                 return replace(whole, full=less) if hasattr(whole, "full") else less
 
@@ -210,7 +312,7 @@ class PlannedProcessor:
 
         return [
             replace(u, replacement=shortened(u.modality, u.replacement))
-            if u.modality in MODALITIES
+            if u.modality in MODALITIES and self._takes(u.modality)
             else u
             for u in updates
         ]

@@ -21,6 +21,8 @@ from foveate.serve.vllm.plan_source import (
     Serving,
     configured,
 )
+from foveate.serve.vllm.showing import refuse
+from foveate.serve.vllm.void import count_nans, let_scheduler_end_void
 
 _log = logging.getLogger("foveate")
 _KEY = "foveate_serving"  # in the instance dict of ModelConfig: travels with it to every process
@@ -42,6 +44,7 @@ def install() -> None:
         ModelRegistry.register_model(architecture, f"foveate.serve.vllm.models:{architecture}")
     if not hasattr(VllmConfig.__post_init__, _MARK):
         VllmConfig.__post_init__ = _checked(VllmConfig.__post_init__)
+    let_scheduler_end_void()
     if current_platform.is_cpu():
         from foveate.serve.vllm.mrope import let_cpu_runner_prune
 
@@ -93,7 +96,12 @@ def check(vllm_config: Any) -> None:
     plan = serving.served()
     refuse_settings(vllm_config, family)
     family.check(model.hf_config, plan)
+    pixels = plan.stage("pixels")
+    if pixels is not None:
+        videos = family.videos and bool(model.multimodal_config.get_limit_per_prompt("video"))
+        refuse(pixels, family, None, videos)
     vars(model)[_KEY] = serving
+    count_nans()
     _log.warning(
         "Foveate serves %s with plan %s (positions %s)", family.architecture, plan, plan.positions
     )
@@ -147,4 +155,9 @@ def refuse_settings(vllm_config: Any, family: Family) -> None:
         raise UnsupportedError(
             "speculative decoding with M-RoPE models is not served together with a Foveate plan: the "
             "drafter looks one token ahead, where positions are not known yet"
+        )
+    if family.mrope and getattr(vllm_config.parallel_config, "pipeline_parallel_size", 1) > 1:
+        raise UnsupportedError(
+            "pipeline parallelism with M-RoPE models is not served together with a Foveate plan: vLLM "
+            "tells the first stage alone where kept tokens stand; take --pipeline-parallel-size 1"
         )
