@@ -85,6 +85,7 @@ bench-inside: $(STAMP) ## measure prefill, decode and continuous batching of the
 	$(ONE) $(PY) -m bench.prefill $(ARGS)
 	$(ONE) $(PY) -m bench.decode
 	$(ONE) $(PY) -m bench.continuous
+	$(ONE) $(PY) -m bench.inside_table
 
 bench-gpu: $(STAMP) ## measure language models of 7B on a CUDA device
 	$(PY) -m bench.inside_gpu $(ARGS)

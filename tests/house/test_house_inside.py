@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 import torch
 
-from bench import decode, inside_gpu, prefill
+from bench import decode, inside_gpu, inside_table, prefill
 from bench.encode_store import Store
 from bench.inside import GEOMETRIES, Geometry, Inside
 from foveate.core import Plan
@@ -120,6 +120,14 @@ def test_a_whole_geometry_is_cut_to_its_first_layers() -> None:
     whole = [x.mlp.inner for x in bench.shape.layers]
     assert cut.name == "smolvlm-4" and len(whole) == 4 and set(whole) == {1536}
     assert bench.dense(32, 1)().past_key_values.get_seq_length() == 92
+
+
+def test_the_page_is_written_from_the_results() -> None:
+    """A row a cell, and the figures of the committed results."""
+    first, second = Store(prefill.PATH), Store(decode.PATH)
+    text = inside_table.page(first, second)
+    assert inside_table.PAGE.read_text(encoding="utf-8") == text
+    assert text.count("\n| ") == 2 + len(first.cells) + len(second.cells)
 
 
 def test_geometries_have_names() -> None:
