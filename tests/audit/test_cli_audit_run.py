@@ -22,6 +22,17 @@ def jsonl(tmp_path: Path) -> Path:
     return workload_file(tmp_path / "workload.jsonl", n=12)
 
 
+def started(words: list[str]) -> subprocess.Popen[str]:
+    """The command as a process that hears an interrupt, also where the tests themselves run in the
+    background of a shell, which has its children ignore them.
+    """
+    code = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('foveate.cli', run_name='__main__', alter_sys=True)"
+    )
+    return subprocess.Popen([sys.executable, "-c", code, *words], stderr=subprocess.PIPE, text=True)
+
+
 def test_an_interrupt_keeps_what_is_finished_and_says_how_to_go_on(
     tmp_path: Path, jsonl: Path
 ) -> None:
@@ -30,9 +41,7 @@ def test_an_interrupt_keeps_what_is_finished_and_says_how_to_go_on(
         words = ["audit", "run", "--workload", str(jsonl), "--out", str(out), "--baseline", one.url,
                  "--candidate", f"two={one.url}", "--load", "closed:2", "--requests", "12",
                  "--blocks", "4"]  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-m", "foveate.cli", *words], stderr=subprocess.PIPE, text=True
-        )
+        process = started(words)
         while not (out / FILE).exists() or b'"row"' not in (out / FILE).read_bytes():
             assert process.poll() is None
             time.sleep(0.02)
@@ -140,9 +149,7 @@ def test_an_arm_that_was_given_up_does_not_stop_an_audit_from_going_on(
             words = ["audit", "run", "--workload", str(jsonl), "--out", str(out), "--baseline", good.url,
                      "--candidate", f"bad={bad.url}", "--load", "closed:2", "--requests", "6",
                      "--blocks", "9", "--warmup", "0"]  # fmt: skip
-            process = subprocess.Popen(
-                [sys.executable, "-m", "foveate.cli", *words], stderr=subprocess.PIPE, text=True
-            )
+            process = started(words)
             while (
                 not (out / FILE).exists() or b"not asked any more" not in (out / FILE).read_bytes()
             ):
