@@ -74,8 +74,8 @@ FAULTS = (
     Fault(
         "the seed is not hashed",
         "core/plan.py",
-        "**{k: getattr(self, k) for k in _OPTIONS}}",
-        "**{k: getattr(self, k) for k in _OPTIONS if k != 'seed'}}",
+        "for k in _OPTIONS if (k, getattr(self, k)) != _LATER}",
+        "for k in _OPTIONS if (k, getattr(self, k)) != _LATER and k != 'seed'}",
         PLAN,
     ),
     Fault("two methods a stage", "core/plan.py", "if m.stage in seen:", "if False:", PLAN),
@@ -223,9 +223,9 @@ FAULTS = (
     ),
     Fault(
         "groups of the wrong size",
-        "models/adapter.py",
-        "place // (merge * merge)",
-        "place // merge",
+        "models/pieces.py",
+        "group=place // (merge * merge),",
+        "group=place // merge,",
         ADAPTER,
     ),
     Fault(
@@ -265,7 +265,7 @@ FAULTS = (
     ),
     Fault(
         "a method's count is not checked",
-        "engine/select.py",
+        "core/choice.py",
         'if method.counts == "image" and answer.k != counts.per_segment[i]:',
         "if False:",
         SPLICE,

@@ -9,6 +9,9 @@ FIGURES = ("tests/audit/test_figures.py", "tests/audit/test_figures_quality.py")
 VERDICT = ("tests/audit/test_verdict.py",)
 RECEIPT = ("tests/audit/test_receipt.py",)
 JOURNAL = ("tests/audit/test_journal.py", "tests/audit/test_turns.py")
+PIXELS = ("tests/serving/vllm/test_vllm_showing.py", "tests/core/test_look.py")
+IDENTITY = ("tests/serving/vllm/test_vllm_identity.py",)
+LAYOUTS = ("tests/serving/vllm/test_vllm_layouts.py",)
 PLUGIN = ("tests/serving/vllm/test_vllm_plan.py", "tests/serving/vllm/test_vllm_positions.py")
 
 AUDIT = (
@@ -57,8 +60,8 @@ AUDIT = (
     Fault(
         "survivors' positions count from the sequence's start",
         "serve/vllm/positions.py",
-        "out[:, chosen[moved]] = (own.T + base)[:, moved]",
-        "out[:, chosen[moved]] = own.T[:, moved]",
+        "torch.where(base >= 0, base + own, out[:, here])",
+        "torch.where(base >= 0, own, out[:, here])",
         PLUGIN,
     ),
     Fault(
@@ -67,5 +70,47 @@ AUDIT = (
         "    if method.budget.per_request is not None:",
         "    if method.budget is None:",
         PLUGIN,
+    ),
+    Fault(
+        "chosen frames forget when they were",
+        "serve/vllm/pixels.py",
+        "[int(indices[i]) for i in picks]",
+        "list(range(len(picks)))",
+        PIXELS,
+    ),
+    Fault(
+        "a tile's placeholders stay",
+        "serve/vllm/pixels.py",
+        "return [t for t in tokens if t != placeholder or next(stays)]",
+        "return [t for t in tokens if t != placeholder or next(stays) or True]",
+        PIXELS,
+    ),
+    Fault(
+        "a method may ask for tiles that are not there",
+        "core/look.py",
+        "picks[-1] >= counts[what]",
+        "picks[-1] > counts[what]",
+        PIXELS,
+    ),
+    Fault(
+        "a video's words stand before its tokens",
+        "serve/vllm/layouts.py",
+        "return sorted(kept, key=lambda t: t != placeholder)",
+        "return sorted(kept, key=lambda t: t == placeholder)",
+        LAYOUTS,
+    ),
+    Fault(
+        "a frame's base is the video's",
+        "serve/vllm/positions.py",
+        "axis=1) + self.bases[frame][:, None]",
+        "axis=1) + self.bases[0]",
+        PLUGIN,
+    ),
+    Fault(
+        "a third party's new version answers from the old one's cache",
+        "serve/vllm/plan_source.py",
+        "*(o for o in origins if o is not None)])",
+        "*(o for o in origins if o is None)])",
+        IDENTITY,
     ),
 )
