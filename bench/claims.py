@@ -241,7 +241,7 @@ def markdown(lines: list[Evidence]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tests-json", type=Path, help="use this record, do not run the tests")
+    parser.add_argument("--tests-json", type=Path, help="use this record of its file's date")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "claims.md")
     parser.add_argument("--full-log", type=Path, default=full.LOG, help="log of `make test-full`")
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest")
@@ -251,7 +251,8 @@ def main(arguments: list[str] | None = None) -> int:
         if options.tests_json is None:
             run_tests(path, options.pytest)
         tests = json.loads(path.read_text(encoding="utf-8"))
-    lines = from_tests(tests, describe(machine()), date.today().isoformat())
+        when = date.fromtimestamp(path.stat().st_mtime)
+    lines = from_tests(tests, describe(machine()), when.isoformat())
     for file in sorted(RESULTS.glob("*.json")):
         lines += from_bench(file.stem, json.loads(file.read_text(encoding="utf-8")))
     lines += from_full(options.full_log)

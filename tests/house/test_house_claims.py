@@ -126,8 +126,10 @@ def test_a_claim_without_evidence_is_in_the_table_and_in_the_exit_code(
     ]
     call = ["--tests-json", str(tests), "--out", str(page), "--full-log", str(tmp_path / "no.log")]
     tests.write_text(json.dumps(rows))
+    os.utime(tests, (10**9, 10**9))  # a record tells of the day on which its tests ran
     assert claims.main(call) == 0
     assert page.read_text().count("| yes |") == len(claims.CLAIMS)
+    assert page.read_text().count("| 2001-09-09 |") == len(claims.CLAIMS)
     tests.write_text(json.dumps(rows[:-1]))
     assert claims.main(call) == 4 and "not shown" in page.read_text()
     tests.write_text(json.dumps([{**rows[0], "outcome": "failed"}]))
