@@ -124,7 +124,7 @@ FAULTS = (
         PACKED,
         "zip(steps, there, strict=True) if ok]",
         "zip(steps, there, strict=True)]",
-        TOWER,
+        (ENGINE + "the_grid_has_a_row_for_each_run_that_is_left",),
     ),
     Fault(
         "encoder tokens mapped to the full grid",
@@ -166,7 +166,7 @@ FAULTS = (
         "engine/rows.py",
         "            return free[chosen]",
         "            return chosen",
-        TOKENS,
+        DOORS,
     ),
     Fault(
         "picture rows and columns swapped",

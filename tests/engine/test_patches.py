@@ -78,6 +78,24 @@ def test_a_batch_of_unequal_pictures_equals_single_runs(name: str, side: str) ->
         assert relative(out[i][mask[i]], want) <= EXACT
 
 
+@pytest.mark.parametrize("name", [n for n in VIDEOS if n != "video_llama_3"])
+def test_the_grid_has_a_row_for_each_run_that_is_left(name: str) -> None:
+    """A step of a video that lost all its patches has neither a border nor a row of the grid."""
+    c = P.case(name, "video")
+    packing = Packing(c.adapter, c.mm, "video")
+    masks = []
+    for t, h, w in packing.grids:
+        mask = np.ones((t, h * w), dtype=bool)
+        mask[t // 2] = False
+        masks.append(mask.reshape(-1))
+    steps = sum(t for t, _, _ in packing.grids)
+    handed = KeptPatches(packing, masks)._before(
+        {"hidden_states": packing.pixels, "grid_thw": c.mm["video_grid_thw"]}
+    )
+    assert handed["grid_thw"].shape[0] == steps - len(masks)
+    assert handed["cu_seqlens"].numel() == steps - len(masks) + 1
+
+
 @pytest.mark.parametrize("name", P.PACKED)
 @torch.no_grad()
 def test_encoder_facts_are_those_of_the_patches_that_are_there(name: str) -> None:
