@@ -38,6 +38,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def words(text: str) -> list[str]:
+    """An option's value, parts between commas."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """An option's value, whole numbers between commas."""
+    return [int(x) for x in words(text)]
+
+
 def cpu_s(run: Callable[[], Any]) -> float:
     start = time.process_time()
     run()

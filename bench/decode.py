@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.common import RESULTS, cpu_s, median
+from bench.common import RESULTS, cpu_s, median, numbers, words
 from bench.encode_store import Store, version
 from bench.forked import forked
 from bench.inside import FLOAT_BYTES, GEOMETRIES, Inside
@@ -221,12 +221,6 @@ def claims(store: Store) -> list[dict[str, Any]]:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(x) for x in words(text)]
 
     parser.add_argument("--geometry", type=words, default=list(GEOMETRIES))
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench import decode
-from bench.common import RESULTS, median
+from bench.common import RESULTS, median, numbers, words
 from bench.encode_store import Store, version
 from bench.inside import TEXT, Geometry, Inside
 from bench.prefill import SHARED, key
@@ -277,12 +277,6 @@ def table(store: Store) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(x) for x in words(text)]
 
     parser.add_argument("--geometry", type=words, default=list(GEOMETRIES))
     parser.add_argument("--tokens", type=numbers, default=[576, 2880, 10240])

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.common import RESULTS, cpu_s, median
+from bench.common import RESULTS, cpu_s, median, numbers, words
 from bench.encode_store import Store, version
 from bench.inside import GEOMETRIES as WHOLE
 from bench.inside import Geometry, Inside
@@ -189,12 +189,6 @@ def claims(store: Store) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
-
-    def words(text: str) -> list[str]:
-        return text.split(",")
-
-    def numbers(text: str) -> list[int]:
-        return [int(x) for x in words(text)]
 
     parser.add_argument("--methods", type=words, default=["fastv", "pyramiddrop"])
     parser.add_argument("--geometry", type=words, default=list(WHOLE))

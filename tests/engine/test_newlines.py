@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 import foveate  # noqa: E402
 from foveate.core.errors import SettingError  # noqa: E402
 from foveate.core.plan import Plan  # noqa: E402

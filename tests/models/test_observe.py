@@ -6,6 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+# What needs these packages is imported behind the question whether they are here.
 from foveate.models.compat import Capture, observe  # noqa: E402
 
 

@@ -16,6 +16,7 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -95,17 +96,16 @@ def cached(server: Server, picture: Any, plan: str | None) -> dict[str, Any]:
 
     from foveate.serve.vllm.pixels import Looking
 
-    looks, own = [], Looking._plan
-    Looking._plan = lambda self, p: (looks.append(1), own(self, p))[1]  # type: ignore[method-assign]
     cache = MultiModalProcessorOnlyCache(server.config)
     processor = server.processor(cache)
     answers, looked = [], []
     asked = ((picture, plan, None), (picture, plan, None), (picture, "none", None),
              (picture, plan, "an-id"), (None, plan, "an-id"))  # fmt: skip
-    for what, how, uuid in asked:
-        answers.append(server.ask(processor, what, how, cache, uuid))
-        looked.append(len(looks))
-    Looking._plan = own  # type: ignore[method-assign]
+    spied = {"autospec": True, "side_effect": Looking._plan}
+    with patch.object(Looking, "_plan", **spied) as looks:
+        for what, how, uuid in asked:
+            answers.append(server.ask(processor, what, how, cache, uuid))
+            looked.append(looks.call_count)
     return {"looked": looked, "answers": answers}
 
 

@@ -12,6 +12,7 @@ from tests.serving.vllm.conftest import run_job
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from tests.serving.vllm import checkpoints  # noqa: E402
 
 # newlines=all is what the plug-in serves; "none" must agree too, with vLLM's own counts.

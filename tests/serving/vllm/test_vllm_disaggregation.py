@@ -29,6 +29,7 @@ from tests.serving.vllm.conftest import connector, run_job, vllm_python
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from tests.serving.vllm import checkpoints, reference  # noqa: E402

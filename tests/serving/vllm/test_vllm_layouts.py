@@ -15,6 +15,7 @@ from foveate.serve.vllm import layouts
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from foveate.models.adapter import adapter_for  # noqa: E402
 from foveate.models.families.anyres import AnyresAdapter  # noqa: E402
 from foveate.serve.vllm.families import FAMILIES  # noqa: E402

@@ -28,6 +28,7 @@ from tests.serving.vllm.test_vllm_parity import (
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from PIL import Image  # noqa: E402
 
 from foveate.engine.pixels import Look  # noqa: E402
@@ -106,8 +107,7 @@ def test_videos_show_the_frames_that_the_engine_shows(
     case: Case, vllm: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """The same frames at the same times; pictures beside a video stay whole."""
-    if vllm.startswith("0.28") and case.family in ("qwen2_5_vl", "qwen3_vl"):
-        pytest.skip("vLLM 0.28 itself answers otherwise, see test_vllm_parity")
+    skip_where_stock_fails(case, vllm, videos=True)
     model, processor = checkpoints.make(case.family)
     folder = checkpoints.save(case.family, model, processor, tmp_path)
     asked = videos_of(case.family, tmp_path)

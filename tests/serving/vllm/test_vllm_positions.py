@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
+# What needs these packages is imported behind the question whether they are here.
 from foveate.core.errors import StateError  # noqa: E402
 from foveate.serve.vllm import positions as p  # noqa: E402
 

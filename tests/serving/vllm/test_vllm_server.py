@@ -23,6 +23,7 @@ from tests.serving.vllm.conftest import vllm_python
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from PIL import Image  # noqa: E402
 
 from foveate.cli.doctor_endpoint import check_endpoint  # noqa: E402

@@ -14,6 +14,7 @@ from foveate.core.views import PixelPlan
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from PIL import Image  # noqa: E402
 
 import foveate  # noqa: E402

@@ -13,6 +13,7 @@ from tests.serving.vllm.conftest import connector, run_job
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+# What needs these packages is imported behind the question whether they are here.
 from tests.serving.vllm import checkpoints, reference  # noqa: E402
 from tests.serving.vllm.test_vllm_parity import (  # noqa: E402
     LOGPROB,

@@ -85,7 +85,9 @@ class Looking:
 
 # --- items ------------------------------------------------------------------------------------------
 class _Changed:
-    """Stands before vLLM's class of items in the order of resolution."""
+    """Stands before vLLM's class of items in the order of resolution. What `super()` gives is vLLM's,
+    hence the ignore.
+    """
 
     _change: Callable[[Any], Any]
     _made: dict[int, Any]
