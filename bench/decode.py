@@ -9,9 +9,10 @@ head, which is what snapkv leaves; `full`, our store with everything, whose dist
 what attention row by row costs. The caches hold random keys and values: the time of a step does not
 depend on them, and no prompt of this length has to be computed. Figures are medians of process CPU
 seconds, each run in a process of its own; `held` is what the cache allocates at the end, `peak` the
-growth of resident memory from before the cache to the largest moment of decoding. A cell that does not fit or
-takes longer says so; one that was measured on the same code is not measured again. The contexts are
-60 words and 576, 2880 or 10240 visual tokens, and the one that I4 names. Results:
+growth of resident memory from before the cache to the largest moment of decoding. A cell that does
+not fit or takes longer says so, and fits on a geometry cut to a few layers, such as llava15-4
+(bench.prefill); one that was measured on the same code is not measured again. The contexts are 60
+words and 576, 2880 or 10240 visual tokens, and the one that I4 names. Results:
 bench/results/decode.json, one row a cell.
 """
 
@@ -30,7 +31,9 @@ import torch
 from bench.common import RESULTS, cpu_s, median, numbers, words
 from bench.encode_store import Store, version
 from bench.forked import forked
-from bench.inside import FLOAT_BYTES, GEOMETRIES, Inside
+from bench.inside import FLOAT_BYTES, Inside
+from bench.inside import GEOMETRIES as WHOLE
+from bench.prefill import GEOMETRIES
 from foveate.core import Plan
 from foveate.engine.language_pass import RowMeta
 from foveate.engine.language_run import LanguageRun
@@ -197,12 +200,14 @@ def write(store: Store) -> None:
 
 
 def claims(store: Store) -> list[dict[str, Any]]:
-    """A line a cell at the context and share that I4 names; cells that do not fit are no claim."""
+    """A line a cell of a whole model at the context and share that I4 names; cells that do not fit
+    are no claim.
+    """
     out = []
     for place in sorted(store.cells):
         cell = store.cells[place]["time"]
         name, context, keep, _, batch = place.split()
-        if (int(context), keep) != CLAIMED or "not_run" in cell:
+        if name not in WHOLE or (int(context), keep) != CLAIMED or "not_run" in cell:
             continue
         ratio = median(cell["kept_over_dense"])
         out.append(
@@ -222,7 +227,7 @@ def claims(store: Store) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
 
-    parser.add_argument("--geometry", type=words, default=list(GEOMETRIES))
+    parser.add_argument("--geometry", type=words, default=list(WHOLE))
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16])
     parser.add_argument("--context", type=numbers, default=[636, 2940, CLAIMED[0], 10300])
     parser.add_argument("--keep", default=CLAIMED[1])

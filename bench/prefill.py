@@ -2,7 +2,8 @@
 token against (time of all tokens x FLOP ratio), process CPU time.
 
     python -m bench.prefill [--methods fastv,pyramiddrop] [--geometry smolvlm,onevision,llava15]
-        [--tokens 576,2880,10240] [--batch 1,4,16] [--rounds 3] [--limit 60] [--table]
+        [--tokens 576,2880,10240] [--batch 1,4,16] [--rounds 3] [--limit 60] [--most-gb 12]
+        [--table]
 
 A geometry with a number behind it, such as onevision-4, is cut to so many of its layers: all of a
 layer's sizes are kept, and cells that take too long whole are measured so.
@@ -10,8 +11,8 @@ layer's sizes are kept, and cells that take too long whole are measured so.
 A round times transformers' own forward on the untouched model, then every method on the same
 inputs, in turn; choosing and filing the KV cache are inside. The FLOP ratio counts the tokens that
 each layer had (foveate.core.flops). 1 would be a method whose choice costs nothing and whose layers
-run at the speed of long ones. A cell that is expected over `limit` CPU seconds or over 12 GB is not
-run, and says so. A cell that was measured on the same code is not measured again. Results:
+run at the speed of long ones. A cell that is expected over `limit` CPU seconds or over `most-gb` is
+not run, and says so. A cell that was measured on the same code is not measured again. Results:
 bench/results/prefill.json, one row a cell.
 """
 
@@ -36,7 +37,7 @@ from foveate.models.adapter import AutoAdapter, adapter_for
 BOUND = 1.15
 CLAIMED = ("smolvlm", 2880, 1, ("fastv", "pyramiddrop"))
 PATH = RESULTS / "prefill.json"
-MOST_BYTES = 12 * 10**9
+MOST_GB = 12.0
 WARM = 256  # visual tokens of the run that tells how fast this machine is
 SHARED = (
     "foveate.engine.language_run",
@@ -96,12 +97,14 @@ def one_round(bench: Inside, store: Store, n: int, batch: int, methods: list[str
     gc.collect()
 
 
-def why_not(bench: Inside, n: int, batch: int, speed: float, limit: float) -> str | None:
+def why_not(
+    bench: Inside, n: int, batch: int, speed: float, limit: float, most_gb: float = MOST_GB
+) -> str | None:
     """Why a cell is not run; speed in FLOPs a second of this machine."""
     seconds, size = bench.dense_flops(n, batch) / speed, bench.peak_bytes(n, batch)
     if seconds > limit:
         return f"about {seconds:.0f} s of CPU"
-    if size > MOST_BYTES:
+    if size > most_gb * 1e9:
         return f"about {size / 1e9:.0f} GB"
     return None
 
@@ -119,7 +122,7 @@ def measure(args: argparse.Namespace, store: Store) -> None:
                     bench = Inside(GEOMETRIES[g])
                     bench.dense(WARM, 1)()
                     speed = bench.dense_flops(WARM, 1) / cpu_s(bench.dense(WARM, 1))
-                reason = why_not(bench, n, batch, speed, args.limit)
+                reason = why_not(bench, n, batch, speed, args.limit, args.most_gb)
                 if reason is not None:
                     for m in wanted:
                         place = key(g, n, batch, m)
@@ -196,6 +199,7 @@ def main() -> None:
     parser.add_argument("--batch", type=numbers, default=[1, 4, 16])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--limit", type=float, default=60.0, help="CPU seconds a cell may take")
+    parser.add_argument("--most-gb", type=float, default=MOST_GB, help="memory a cell may take")
     parser.add_argument("--table", action="store_true", help="measure nothing")
     args = parser.parse_args()
     if args.methods == ["all"]:
