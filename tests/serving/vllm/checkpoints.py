@@ -43,7 +43,9 @@ class Family:
     """One family: its config, what its picture processor is set to, pictures that fit, its prompt.
 
     sizes: (width, height) of landscape, portrait and square pictures. mark: what the prompt writes
-    for a picture. videos: settings of the video processor. rename: weights as vLLM names them.
+    for a picture. videos: settings of the video processor. rename: weights as vLLM names them. like: the
+    family whose processor it has, where that is another. turned: ends of the names of weights that are
+    published with their last two dimensions exchanged.
     """
 
     name: str
@@ -54,6 +56,8 @@ class Family:
     processor: dict[str, Any] = field(default_factory=dict)
     rename: tuple[tuple[str, str], ...] = ()
     videos: dict[str, Any] = field(default_factory=dict)
+    like: str | None = None
+    turned: tuple[str, ...] = ()
 
 
 def _mind(kind: str, **changes: Any) -> dict[str, Any]:
@@ -93,6 +97,14 @@ _QWEN_IDS = {
 _QWEN_MARK = "<|vision_start|><|image_pad|><|vision_end|>"
 _QWEN_SIZE = dict(size={"shortest_edge": 16 * 16, "longest_edge": 512 * 512}, resample=NEAREST)
 _QWEN_SIZES = ((112, 80), (64, 128), (96, 96))
+_QWEN3: dict[str, Any] = dict(
+    # as published: vLLM 0.32 normalises videos on the device with the pictures' figures
+    pictures=dict(_QWEN_SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3),
+    mark=_QWEN_MARK,
+    sizes=_QWEN_SIZES,
+    videos=dict(size={"shortest_edge": 64, "longest_edge": 512 * 512}),
+)
+_EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
 _ROPE = {"rope_parameters": mrope(mrope_section=[4, 6, 6])}
 
 
@@ -128,11 +140,16 @@ def _qwen2_vl() -> Any:
     return config("Qwen2VLConfig", vision_config=eyes, text_config=mind, **_QWEN_IDS)
 
 
-def _qwen3_vl() -> Any:
+def _qwen3_vl(name: str = "Qwen3VLConfig", kind: str = "qwen3_vl_text", **experts: Any) -> Any:
     eyes = _packed(depth=4, deepstack_visual_indexes=[0, 1, 2], num_position_embeddings=64)
     rope = {"rope_parameters": mrope(mrope_section=[4, 6, 6], mrope_interleaved=True)}
-    mind = _mind("qwen3_vl_text", head_dim=32, **rope)
-    return config("Qwen3VLConfig", vision_config=eyes, text_config=mind, **_QWEN_IDS)
+    mind = _mind(kind, head_dim=32, **rope, **experts)
+    return config(name, vision_config=eyes, text_config=mind, **_QWEN_IDS)
+
+
+def _qwen3_vl_moe() -> Any:
+    experts = dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=96)
+    return _qwen3_vl("Qwen3VLMoeConfig", "qwen3_vl_moe_text", norm_topk_prob=True, **experts)
 
 
 _TILE = 56  # edge of a tile; patches of 7, so 8 x 8 of them
@@ -234,15 +251,8 @@ FAMILIES = {
         ),
         Family("qwen2_vl", _qwen2_vl, _QWEN_SIZE, _QWEN_MARK, _QWEN_SIZES),
         Family("qwen2_5_vl", _qwen2_5_vl, _QWEN_SIZE, _QWEN_MARK, _QWEN_SIZES),
-        Family(
-            "qwen3_vl",
-            _qwen3_vl,
-            # as published: vLLM 0.32 normalises videos on the device with the pictures' figures
-            dict(_QWEN_SIZE, image_mean=[0.5] * 3, image_std=[0.5] * 3),
-            _QWEN_MARK,
-            _QWEN_SIZES,
-            videos=dict(size={"shortest_edge": 64, "longest_edge": 512 * 512}),
-        ),
+        Family("qwen3_vl", _qwen3_vl, **_QWEN3),
+        Family("qwen3_vl_moe", _qwen3_vl_moe, **_QWEN3, like="qwen3_vl", turned=_EXPERTS),
         Family(
             "smolvlm",
             lambda: _idefics("SmolVLMConfig", "smolvlm_vision"),
@@ -301,7 +311,7 @@ def make(name: str, *, seed: int = 0) -> tuple[Any, Any]:
             if parameter.ndim > 1 and "embed" not in key:
                 parameter.mul_(ENLARGE)
     model.generation_config.eos_token_id = None  # vLLM is told to go on as well
-    processor = make_processor(name)
+    processor = make_processor(family.like or name)
     for key, value in family.pictures.items():
         setattr(processor.image_processor, key, value)
     for key, value in family.processor.items():
@@ -316,7 +326,7 @@ def save(name: str, model: Any, processor: Any, folder: Path) -> Path:
     folder = folder / name
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
-    rename(folder, FAMILIES[name].rename)
+    rename(folder, FAMILIES[name].rename, FAMILIES[name].turned)
     return folder
 
 
@@ -333,10 +343,11 @@ def save_lab_nano(folder: Path) -> tuple[Any, Any, Path]:
     return model.eval(), AutoProcessor.from_pretrained(source), folder
 
 
-def rename(folder: Path, names: tuple[tuple[str, str], ...]) -> None:
-    """Give the weights of a folder the names under which vLLM looks for them."""
+def rename(folder: Path, names: tuple[tuple[str, str], ...], turned: tuple[str, ...] = ()) -> None:
+    """Give the weights of a folder the names and shapes in which vLLM looks for them."""
     path = folder / "model.safetensors"
     weights = load_file(path)
     for old, new in names:
         weights = {k.replace(old, new): v for k, v in weights.items()}
+    weights = {k: v.mT if k.endswith(turned) else v for k, v in weights.items()}
     save_file({k: v.contiguous() for k, v in weights.items()}, path, metadata={"format": "pt"})

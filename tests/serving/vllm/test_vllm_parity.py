@@ -51,6 +51,7 @@ CASES = (
     Case("llava_onevision", "visionzip:keep=1/2;newlines=all", chunk=180),
     Case("qwen2_vl", "visionzip:keep=1/2"),
     Case("qwen3_vl", "visionzip:keep=1/2"),
+    Case("qwen3_vl_moe", "visionzip:keep=1/2"),
     Case("internvl", "visionzip:keep=1/2"),
 )
 
@@ -74,7 +75,7 @@ def requests_of(family: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def skip_where_stock_fails(case: Case, version: str, *, videos: bool = False) -> None:
-    if case.family == "qwen3_vl" and version.startswith("0.28"):
+    if case.family.startswith("qwen3_vl") and version.startswith("0.28"):
         pytest.skip("vLLM 0.28 itself cannot load Qwen3-VL on a CPU (IndexError in use_mla)")
     if videos and case.family == "qwen2_5_vl" and version.startswith("0.28"):
         pytest.skip(
@@ -101,6 +102,8 @@ VIDEOS = (
     Case("qwen3_vl", "vidcom2:keep=1/3", chunk=64),
     Case("qwen3_vl", "vidcom2:keep=1/3;positions=renumber", ("cold", "hit"), chunk=64),
     Case("qwen3_vl", "none", ("cold", "chunk"), chunk=64),
+    Case("qwen3_vl_moe", "evs:keep=1/2", chunk=64),
+    Case("qwen3_vl_moe", "vidcom2:keep=1/3", ("cold", "hit"), chunk=64),
     Case("llava_onevision", "evs:keep=1/2", chunk=150),
     Case("internvl", "vidcom2:keep=1/3", chunk=48),
     Case("internvl", "visionzip:keep=1/2", ("cold", "hit"), chunk=48),
@@ -136,7 +139,7 @@ def videos_of(family: str, folder: Path) -> list[dict[str, Any]]:
     both = {"images": [str(shot)], "videos": paths[:1], "fps": 2.0}
     found.append({"prompt": f"user: {known.mark} and {mark} which? assistant:", **both})
     found.append({"prompt": f"user: {picture}{video} which? assistant:", **both})
-    if family == "qwen3_vl":
+    if family.startswith("qwen3_vl"):
         two = f"user: {video}{video} which? assistant:"
         found.append({"prompt": two, "videos": paths, "fps": 2.0})
     return found

@@ -20,7 +20,6 @@ from foveate.serve.vllm.layouts import Span
 from foveate.serve.vllm.model import PlannedModel, taken
 from foveate.serve.vllm.positions import (
     CHANNELS,
-    Frames,
     Run,
     after_encoding,
     before_encoding,
@@ -29,6 +28,7 @@ from foveate.serve.vllm.positions import (
     undigits,
 )
 from foveate.serve.vllm.processor import plan_field, read, words_field
+from foveate.serve.vllm.reach import check_tables, extent_of, frames_of
 from foveate.serve.vllm.startup import serving_of
 
 _MARK = "_foveate_wraps"
@@ -46,13 +46,14 @@ class PlannedMRopeModel(PlannedModel):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         if self._foveate is None:
             return
+        check_tables(self, self.config)
         self.supports_multimodal_pruning = True
         self.is_multimodal_pruning_enabled = False  # vLLM's own, of videos
 
     def _placed(
         self, rows: Tensor, anchors: np.ndarray, span: Span, plan: Plan, fields: Mapping[str, Any]
     ) -> Tensor:
-        frames = self._frames(span, fields)
+        frames = frames_of(self.family, self.config, span, fields.get(words_field("video")))
         if frames is None:
             about = facts(self.family.cells(self.config, span, fields)[anchors])
         else:
@@ -61,14 +62,6 @@ class PlannedMRopeModel(PlannedModel):
             rows = taken(torch.cat([rows, words]), picks)
         channels = torch.as_tensor(digits(about), device=rows.device).to(rows.dtype)
         return torch.cat([rows, channels], 1)
-
-    def _frames(self, span: Span, fields: Mapping[str, Any]) -> Frames | None:
-        """What is written between a video's frames; None for pictures, and where nothing is."""
-        written = fields.get(words_field("video"))
-        if written is None:
-            return None
-        ids = torch.as_tensor(written).cpu().numpy()
-        return Frames.of(ids, self.family.placeholder(self.config, "video"), span.grid)
 
     def get_mrope_input_positions(
         self, input_tokens: list[int], mm_features: list[Any]
@@ -85,13 +78,11 @@ class PlannedMRopeModel(PlannedModel):
             place = self.family.placeholder(self.config, modality)
             part = np.asarray(input_tokens[at.offset : at.offset + at.length]) == place
             (span,) = self.family.layout(self.config, fields, int(part.sum()), modality).spans
-            frames = self._frames(span, fields)
+            frames = frames_of(self.family, self.config, span, fields.get(words_field("video")))
             first = at.offset + int(part.argmax())
-            if frames is None:
-                extent = int(self.family.cells(self.config, span, fields).max()) + 1
-                runs.append(Run(first, int(part.sum()), extent))
-            else:
-                runs.append(Run(first, int(part.sum()) + frames.words.size, frames.extent))
+            words = 0 if frames is None else int(frames.words.size)
+            extent = extent_of(self.family, self.config, span, fields, frames)
+            runs.append(Run(first, int(part.sum()) + words, extent))
         positions = before_encoding(len(input_tokens), runs, renumber=renumber)
         delta = int(positions.max()) + 1 - len(input_tokens) if len(input_tokens) else 0
         return torch.from_numpy(positions), delta

@@ -24,6 +24,7 @@ from foveate.serve.vllm.plan_source import (
     Serving,
     identity,
 )
+from foveate.serve.vllm.reach import check_reach, extent_of, frames_of, table_length
 from foveate.serve.vllm.showing import Shown, count_as_handed, refuse, settings_of
 from foveate.serve.vllm.startup import serving_of
 
@@ -31,6 +32,7 @@ MODALITIES = ("image", "video")
 IDENTITY_FIELD = "foveate_identity"
 QUESTION_FIELD = "foveate_question"
 _OWN = (REQUEST_FIELD, IDENTITY_FIELD, QUESTION_FIELD)
+_AHEAD = "foveate_ahead"  # in the instance dict of what vLLM caches of an item's place in prompts
 
 
 def plan_field(modality: str) -> str:
@@ -277,7 +279,7 @@ class PlannedProcessor:
         plan = self._plan(hf_processor_mm_kwargs)
         clean = _without_own(hf_processor_mm_kwargs)
         updates = super()._get_prompt_updates(mm_items, clean, out_mm_kwargs)  # type: ignore[misc]
-        if plan is None or (plan.is_identity and self.family.between is None):
+        if plan is None or (plan.is_identity and not self.family.mrope):
             return updates
         config = self.info.get_hf_config()
         tokenizer = self.info.get_tokenizer()
@@ -300,13 +302,23 @@ class PlannedProcessor:
                     ids = without_places(ids, placeholder, tiles, each)
                 n = sum(t == placeholder for t in ids)
                 layout = self.family.layout(config, fields, n, modality)
-                if words_field(modality) in fields:
-                    between = fields[words_field(modality)].tolist()
-                    less = interleaved(ids, placeholder, between, layout, plan)
+                words = fields.get(words_field(modality))
+                if words is not None:
+                    less = interleaved(ids, placeholder, words.tolist(), layout, plan)
                     # The model fills the whole run, words too.
-                    return replace(whole, full=less, is_embed=None)
-                less = shorten(ids, placeholder, layout, plan)
-                return replace(whole, full=less) if hasattr(whole, "full") else less
+                    out = replace(whole, full=less, is_embed=None)
+                else:
+                    less = shorten(ids, placeholder, layout, plan)
+                    out = replace(whole, full=less) if hasattr(whole, "full") else less
+                if not self.family.mrope:
+                    return out
+                run = sum(t == placeholder for t in less) if words is None else len(less)
+                spread = 0
+                if plan.positions != "renumber":
+                    (span,) = layout.spans
+                    frames = frames_of(self.family, config, span, words)
+                    spread = extent_of(self.family, config, span, fields, frames) - run
+                return _with_ahead(out, spread)
 
             return of_item
 
@@ -316,6 +328,49 @@ class PlannedProcessor:
             else u
             for u in updates
         ]
+
+    def _merge_mm_kwargs(
+        self, cache: Any, mm_hashes: Any, mm_is_cached: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        out = super()._merge_mm_kwargs(cache, mm_hashes, mm_is_cached, *args, **kwargs)  # type: ignore[misc]
+        try:
+            self._check_reach(out[1])
+        except RequestPlanError:
+            # vLLM sends no item twice, and the engine will not see those of this request.
+            for modality, hashes in mm_hashes.items():
+                for name, known in zip(hashes, mm_is_cached[modality], strict=True):
+                    if not known:
+                        cache.invalidate(name)
+            raise
+        return out
+
+    def _apply_prompt_updates(self, token_ids: Any, mm_prompt_updates: Any) -> Any:
+        self._check_reach(mm_prompt_updates)  # without a cache, nothing was merged
+        return super()._apply_prompt_updates(token_ids, mm_prompt_updates)  # type: ignore[misc]
+
+    def _check_reach(self, mm_prompt_updates: Any) -> None:
+        """RequestPlanError where the positions of a request with these items reach too far."""
+        if self._serving is None or not self.family.mrope:
+            return
+        ahead = sum(
+            vars(updates[0].content)[_AHEAD]
+            for modality, items in mm_prompt_updates.items()
+            if modality in MODALITIES and self._takes(modality)
+            for updates in items
+        )
+        context_tokens = self.info.ctx.model_config.max_model_len
+        check_reach(ahead, context_tokens, table_length(self.info.get_hf_config()))
+
+
+def _with_ahead(content: Any, ahead: int) -> Any:
+    """What vLLM puts into prompts for an item, with how many more positions than tokens it takes. vLLM
+    keeps it as long as it knows the item, of which it may forget everything else here.
+    """
+    from vllm.multimodal.processing import PromptUpdateDetails
+
+    out = content if hasattr(content, "full") else PromptUpdateDetails.from_seq(content)
+    vars(out)[_AHEAD] = ahead
+    return out
 
 
 def _without_own(value: Any) -> Any:
