@@ -321,7 +321,7 @@ FAULTS = (
     ),
     Fault(
         "merged tokens are not written",
-        "engine/language_run.py",
+        "engine/language_pass.py",
         "            out[row, new] = weighted(reduction, hidden[row, old])",
         "            pass",
         (RECYCLED,),

@@ -28,6 +28,7 @@ from tests.bite.faults import FAULTS, Fault  # noqa: E402
 from tests.bite.faults_audit import AUDIT  # noqa: E402
 from tests.bite.faults_encode import FAULTS as ENCODE  # noqa: E402
 from tests.bite.faults_memory import MEMORY  # noqa: E402
+from tests.bite.faults_prefill import PREFILL  # noqa: E402
 
 
 def plant(fault: Fault, folder: Path) -> str | None:
@@ -81,7 +82,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--again", action="store_true")
     args = parser.parse_args()
-    known = (*FAULTS, *ENCODE, *MEMORY, *AUDIT)
+    known = (*FAULTS, *ENCODE, *MEMORY, *PREFILL, *AUDIT)
     faults = [f for f in known if args.only in f.name or args.only in f.file]
     before = 0
     if args.again:

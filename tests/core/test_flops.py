@@ -86,6 +86,23 @@ def test_decode_is_its_steps_one_by_one(
     assert flops.decode(shape, kv, steps) == total
 
 
+@given(st.lists(WINDOWS, min_size=1, max_size=3), st.lists(SMALL, max_size=6), st.data())
+def test_steps_over_stores_that_shrink_cost_what_each_sees(
+    windows: list[int | None], sizes: list[int], data: st.DataObject
+) -> None:
+    shape = text(*windows)
+    seen = [data.draw(st.permutations([n + 1 for n in sizes])) for _ in windows]
+    total = flops.Flops()
+    for i in range(len(sizes)):
+        total += flops.prefill(shape, (1,) * len(windows), past=tuple(n[i] - 1 for n in seen))
+    assert flops.decode_seen(shape, seen) == total
+    for bad in ([[0]] * len(windows), [[1]] * (len(windows) + 1), [*[[1]] * len(windows[1:]), []]):
+        if bad == [[]]:
+            continue  # one layer without steps is nothing odd
+        with pytest.raises(InputError):
+            flops.decode_seen(shape, bad)
+
+
 @given(SMALL, SMALL)
 def test_a_prefix_and_the_rest_cost_the_whole_in_causal_attention(a: int, b: int) -> None:
     one = layer()

@@ -36,6 +36,48 @@ def test_a_drop_inside_is_no_identity(engine: foveate.Engine) -> None:
     assert kept.tokens_by_layer == 196
 
 
+@pytest.mark.parametrize(
+    "plan",
+    ["snapkv:keep=1/4,window=8", "infinipot-v:keep=1/4", "hybridkv:keep=1/4,share=0",
+     "look-m:entries=4", "random-kv:bytes=40000", "kivi:bits=2,residual=32", "calibquant:bits=8"],
+)  # fmt: skip
+def test_entries_that_left_the_cache_are_no_identity(engine: foveate.Engine, plan: str) -> None:
+    """A cache policy or codec was once reported as "nothing was dropped", whatever it did."""
+    for new in (1, 6):
+        for answer in engine.generate(_requests(), plan, max_new_tokens=new):
+            assert answer.report is not None and not answer.report.identity
+            assert not any("nothing was dropped" in n for n in answer.report.notes)
+
+
+@pytest.mark.parametrize("plan", ["snapkv:keep=1", "hybridkv:entries=500", "infinipot-v:keep=1"])
+def test_a_cache_that_holds_everything_is_an_identity(engine: foveate.Engine, plan: str) -> None:
+    for answer in engine.generate(_requests(), plan, max_new_tokens=6):
+        assert answer.report is not None and answer.report.identity
+        assert any("nothing was dropped" in n for n in answer.report.notes)
+
+
+def test_an_overflow_while_answering_is_no_identity(engine: foveate.Engine) -> None:
+    """The prompt fits; the answer brings each head to its capacity, and entries leave."""
+    (plain,) = engine.generate(_requests()[:1], max_new_tokens=1)
+    assert plain.report is not None
+    n = plain.report.prompt_tokens
+    plan = f"infinipot-v:entries={n + 1},capacity={n + 3}"
+    for new in (3, 4, 12):  # n + new - 1 entries were written
+        (answer,) = engine.generate(_requests()[:1], plan, max_new_tokens=new, min_new_tokens=new)
+        assert answer.report is not None and answer.report.new_tokens == new
+        assert answer.report.identity == (new == 3)
+
+
+@pytest.mark.parametrize("plan", ["window-kv:entries=3", "infinipot-v:entries=3", STAIRS])
+def test_a_request_without_pictures_says_why_nothing_left(
+    engine: foveate.Engine, plan: str
+) -> None:
+    """A budget of 3 entries was once reported as at or above 25 tokens of text."""
+    (answer,) = engine.generate([foveate.Request(question="what shape is red ?")], plan)
+    assert answer.report is not None and answer.report.identity
+    assert answer.report.notes == ("no visual tokens: nothing was dropped",)
+
+
 def test_an_answer_says_which_tokens_went_deepest(engine: foveate.Engine) -> None:
     for answer in engine.generate(_requests(), f"divprune:keep=1/2+{STAIRS},ratios=1/2 1/4 1/8"):
         assert answer.report is not None and answer.report.layers == (98, 98, 49, 25, 25, 12)

@@ -130,6 +130,25 @@ def test_bytes_do_not_depend_on_company(engine: foveate.Engine) -> None:
             assert answer.report.saved == alone.saved
 
 
+@pytest.mark.parametrize(
+    "plan",
+    ["kivi:bits=2,residual=32", "kivi:bits=4,group=8,residual=208", "calibquant:bits=1",
+     "infinipot-v:entries=50,capacity=51", "hybridkv:keep=1/4"],
+)  # fmt: skip
+def test_bytes_do_not_depend_on_longer_answers(engine: foveate.Engine, plan: str) -> None:
+    """A short answer beside a longer one holds what it holds alone."""
+    found = [*samples("code", "test", 1), *samples("shape", "test", 1)]
+    members = [foveate.Request(images=[s.image], question=s.question) for s in found]
+    both = engine.generate(members, plan)
+    reports = [a.report for a in both if a.report is not None]
+    assert reports[0].new_tokens > reports[1].new_tokens
+    for request, report in zip(members, reports, strict=True):
+        alone = engine.generate([request], plan)[0].report
+        assert alone is not None
+        assert report.layer_kv_bytes == alone.layer_kv_bytes
+        assert report.saved == alone.saved
+
+
 @pytest.mark.parametrize("plan", ["none", *PLANS])
 def test_continuous_batching_reports_the_same(engine: foveate.Engine, plan: str) -> None:
     with serving(engine, plan) as run:

@@ -132,6 +132,31 @@ def test_bytes_are_those_of_the_tensors_held(codec: Any, dtype: Any) -> None:
         assert codec.nbytes(codes) == sum(held.values())
 
 
+def in_use(x: Any) -> int:
+    """Bytes of the tensors held, room for more left out."""
+    if torch.is_tensor(x):
+        return int(x.nbytes)
+    if isinstance(x, _bits.Rows):
+        return int(x.data.nbytes)
+    held = vars(x).values() if hasattr(x, "__dict__") else ()
+    return sum(in_use(value) for value in held)
+
+
+@every
+@pytest.mark.parametrize("prompt", [1, 16, 31, 128, 300])
+def test_bytes_of_entries_leave_out_room_and_what_came_later(codec: Any, prompt: int) -> None:
+    """A report counted up to 31 empty rows of full precision, and later entries as codes."""
+    k, v, modality = entries(prompt)
+    codes = codec.encode(k, v, modality)
+    want = {prompt: in_use(codes)}
+    for n in range(prompt + 1, prompt + 150):
+        codes = codec.append(codes, *entries(1, seed=n)[:2])
+        want[n] = in_use(codes)
+    assert want[prompt] <= codec.nbytes(codes)
+    for n, held in want.items():
+        assert codec.entry_bytes(codes, n, prompt) == held
+
+
 def test_codes_take_the_bits_they_say() -> None:
     k, v, _ = entries(1024, a=64, b=64)
     for bits in (1, 2, 4, 8):

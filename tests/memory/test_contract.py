@@ -226,6 +226,8 @@ def test_bad_settings_are_refused(name: str, scores: Path) -> None:
         ("infinipot-v", {"alpha": "3/2"}, "alpha"),
         ("sparsemm", {}, "heads="),
         ("prefixkv", {"sinks": -1}, "sinks"),
+        ("snapkv", {"kernel": 4}, "kernel"),
+        ("adakv", {"kernel": 2}, "kernel"),
         ("random-kv", {"seed": -1}, "seed"),
         ("hybridkv", {"theta": "0"}, "theta"),
         ("hybridkv", {"share": "3/2"}, "share"),

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 import foveate
-from foveate.core import Plan, Reduction
+from foveate.core import Plan, Reduction, flops
 from foveate.core.errors import CheckpointError
 from foveate.engine.kv import LayerStore
 from foveate.engine.language_run import LanguageRun
 from foveate.lab import demo_pictures, nano_path
 from foveate.models.adapter import adapter_for
+from foveate.models.shapes import model_shape
 from tests.engine.inside import generated
 from tests.engine.reference import relative
 from tests.memory.test_contract import POLICIES, ROUNDED
@@ -161,6 +162,62 @@ def test_infinipot_v_stays_within_its_capacity_while_it_answers() -> None:
     assert one == [11, 12, 13, 14, 15, 16] * 3 + [11]
     last = out.past_key_values.rows[0].layers[0]
     assert int(last.head(0)[2][-1]) == row["input_ids"].shape[1] + 18
+
+
+def watched_steps(patch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """Entries that each decode step attends to, by layer, of the run that follows."""
+    seen: dict[int, list[int]] = {}
+    write = LanguageRun._write
+
+    def watched(self: Any, cache: Any, layer: int, k: Any, v: Any) -> bool:
+        done = write(self, cache, layer, k, v)
+        if self.prefill is not None:
+            seen.setdefault(layer, []).clear()
+        else:
+            seen[layer].append(max(cache.rows[0].layers[layer].lengths))
+        return done
+
+    patch.setattr(LanguageRun, "_write", watched)
+    return seen
+
+
+@pytest.mark.parametrize("before", ["", "fastv:layer=2,keep=1/4+"])
+def test_a_share_stays_one_of_what_its_layer_was_given(before: str) -> None:
+    """Layers that a prefill method made shorter once grew to the share of the whole prompt."""
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watched_steps(patch)
+        plan = f"{before}infinipot-v:keep=1/4"
+        (answer,) = engine().generate(requests()[:1], plan, max_new_tokens=70, min_new_tokens=70)
+    report = answer.report
+    assert report is not None and report.layers is not None
+    text = report.prompt_tokens - report.visual_tokens_kept
+    for layer, visual in enumerate(report.layers):
+        share = round((text + visual) / 4 + 1e-9)
+        assert max(seen[layer]) == share + -(-share // 3)
+        assert min(seen[layer]) == share + 1
+
+
+@pytest.mark.parametrize("new", [1, 5, 70])
+def test_decode_flops_are_those_of_the_entries_each_step_saw(new: int) -> None:
+    """They were once counted as if the store had grown from what was left less all steps."""
+    plan = "fastv:layer=2,keep=1/4+infinipot-v:keep=1/4"
+    options = {"max_new_tokens": new, "min_new_tokens": new}
+    with pytest.MonkeyPatch.context() as patch:
+        seen = watched_steps(patch)
+        (answer,) = engine().generate(requests()[:1], plan, **options)
+    report = answer.report
+    assert report is not None and len(seen[0]) == new - 1
+    shape = model_shape(engine().model.config, engine().model.dtype.itemsize)
+    whole = flops.decode(shape.text, (report.prompt_tokens_in,) * NANO[0], new - 1).total
+    none = flops.decode(shape.text, (0,) * NANO[0], new - 1)
+    attention = sum(
+        4 * layer.heads * layer.head_dim * n
+        for i, layer in enumerate(shape.text.layers)
+        for n in seen[i]
+    )
+    left = whole - sum(s.decode_flops for s in report.saved)
+    assert left == none.total - none.attention + attention
+    assert not any("FLOPs" in note for note in report.notes)
 
 
 def test_head_scores_of_another_model_are_refused_before_anything_runs(tmp_path: Path) -> None:

@@ -306,6 +306,41 @@ def test_infinipot_v_choice() -> None:
     assert more.anchor.tolist() == sorted(kept | set(rest[:12]))
 
 
+@pytest.mark.parametrize("grids", [((1, 6, 6),), ((1, 4, 4), (1, 2, 10))])
+def test_infinipot_v_takes_still_pictures_by_norm_alone(grids: Any) -> None:
+    """With no frame of its grid to compare with, redundancy kept the top rows of every picture."""
+    view = prompt_view(9, grids=grids, lead=3, tail=2, heads=(2, 1))
+    r = registry.build("infinipot-v", entries=17).select(3, view, [17], None)[0]
+    norms = view.values[0].double().norm(dim=1).numpy()
+    latest = grids[0][1] * grids[0][2] if len(grids) > 1 else 0
+    visual = sorted(range(3, 39), key=lambda i: (-norms[i], i))
+    if latest:  # the last picture counts as the latest frame: what competes first is the other
+        old = [i for i in visual if i < 3 + latest]
+        chosen = set(old[:6])
+        visual = [*chosen, *[i for i in visual if i not in chosen]]
+    assert r.anchor.tolist() == sorted([0, 1, 2, 39, 40, *visual[:12]])
+
+
+@pytest.mark.parametrize(("layer", "rows", "columns"), [(0, 3, 3), (1, 2, 2), (2, 0, 1), (3, 0, 0)])
+def test_infinipot_v_pools_less_from_quarter_to_quarter(
+    layer: int, rows: int, columns: int
+) -> None:
+    view = prompt_view(12, grids=((1, 6, 6),), lead=3, tail=2, heads=(2, 1))
+    r = registry.build("infinipot-v", entries=17).select(layer, view, [17], None)[0]
+    norms = view.values[0].double().norm(dim=1).numpy()[3:39]
+
+    def pooled(i: int) -> float:
+        near = [
+            norms[j]
+            for j in range(36)
+            if abs(i // 6 - j // 6) <= rows and abs(i % 6 - j % 6) <= columns
+        ]
+        return float(np.mean(near))
+
+    visual = sorted(range(36), key=lambda i: (-pooled(i), i))
+    assert r.anchor.tolist() == sorted([0, 1, 2, 39, 40, *(3 + i for i in visual[:12])])
+
+
 def test_controls() -> None:
     view = prompt_view(7)
     window = registry.build("window-kv", entries=9).select(0, view, [9, 2], None)

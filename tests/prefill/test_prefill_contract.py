@@ -21,6 +21,7 @@ TRAINED = {n for n, m in METHODS.items() if any(f.name == "weights" for f in dat
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {} for name in METHODS if name not in TRAINED},
     "sparsevlm recycle": {"recycle": True},
+    "sparsevlm plain": {"debias": False},
 }
 LAYERS = 16
 
@@ -136,6 +137,7 @@ def test_a_picture_at_either_end(variant: str, lead: int, tail: int) -> None:
 
 
 NOT_BY_RANK = {
+    "sparsevlm": "it divides by what the places of tokens give, which differ",
     "sparsevlm recycle": "its merged tokens stand at their centres, behind the kept ones",
     "topv": "it weighs the places of tokens, which differ",
 }

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from foveate.core import arrays
+from foveate.core.errors import SettingError
 from foveate.prefill.aim_pagerank import AIMPageRank, pagerank
 from foveate.prefill.dart import DART
 from foveate.prefill.fastv import FastV
 from foveate.prefill.pyramiddrop import PyramidDrop
-from foveate.prefill.sparsevlm import SparseVLM, recycled
+from foveate.prefill.sparsevlm import SparseVLM, recycled, unbiased
 from foveate.prefill.vscan_lm import VScanLM
 from tests.prefill.test_prefill_contract import narrowed
 from tests.prefill.views import ToyView, toy_view
@@ -110,6 +111,13 @@ def test_aim_pagerank(seed: int) -> None:
     assert method.layers(28) == tuple(range(15, 23)) and counts == [9, 8, 6, 5, 4, 2, 1, 0]
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, 1e-40])
+def test_a_temperature_that_overflows_is_refused(temperature: float) -> None:
+    """Logits / 1e-40 are infinite in float32, and every score of theirs is 0."""
+    with pytest.raises(SettingError, match="temperature = .* is out of range"):
+        AIMPageRank(temperature=temperature)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_dart(seed: int) -> None:
     view = toy_view(26, tail=6, seed=seed)
@@ -148,8 +156,28 @@ def rating_words(view: ToyView) -> list[int]:
     return [w for w in words if score[w] > 1 / len(words)]
 
 
-def rated(view: ToyView, words: list[int], heads: int | None) -> list[float]:
-    """The words' mean attention to each visual token, over the heads that look at them most."""
+def position_row(view: ToyView, query: int) -> list[float]:
+    """What the query would attend to if all queries and keys were ones, each pair of which a place p
+    rotates to (cos - sin, sin + cos).
+    """
+    size = view.q["previous"].shape[2]
+    turned = []
+    for place in np.asarray(view.origin).tolist():
+        pairs = [place / 10000 ** (i / size) for i in range(0, size, 2)]
+        turned.append([(math.cos(x) - math.sin(x), math.sin(x) + math.cos(x)) for x in pairs])
+    logits = [
+        sum(a * c + b * d for (a, b), (c, d) in zip(turned[query], turned[j], strict=True))
+        / math.sqrt(size)
+        for j in range(query + 1)
+    ]
+    parts = [math.exp(x - max(logits)) for x in logits]
+    return [p / sum(parts) for p in parts] + [0.0] * (len(turned) - query - 1)
+
+
+def rated(view: ToyView, words: list[int], heads: int | None, debias: bool = False) -> list[float]:
+    """The words' mean attention to each visual token, over the heads that look at them most; debias:
+    divided by what their places alone would give.
+    """
     rows = {
         (h, w): attention_row(view, "previous", h, w)
         for h in range(view.q["previous"].shape[0])
@@ -160,23 +188,24 @@ def rated(view: ToyView, words: list[int], heads: int | None) -> list[float]:
         for h in range(view.q["previous"].shape[0])
     }
     chosen = sorted(mass, key=lambda h: (-mass[h], h))[:heads]
+    alone = {w: position_row(view, w) if debias else [1.0] * len(view.modality) for w in words}
     return [
-        sum(rows[h, w][j] for h in chosen for w in words) / (len(chosen) * len(words))
+        sum(rows[h, w][j] / alone[w][j] for h in chosen for w in words) / (len(chosen) * len(words))
         for j in view.visual
     ]
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("recycle", [False, True])
-def test_sparsevlm(seed: int, recycle: bool) -> None:
+@pytest.mark.parametrize(("recycle", "debias"), [(False, None), (False, False), (True, None)])
+def test_sparsevlm(seed: int, recycle: bool, debias: bool | None) -> None:
     view = toy_view(40, tail=7, seed=seed, layers=32)
-    method = SparseVLM(recycle=recycle, heads=2)
+    method = SparseVLM(recycle=recycle, heads=2, debias=debias)
     words = rating_words(view)
     route, state = method.decide(0, view, None)
     assert route.keep is None and state.tolist() == words and 0 < len(words) < 7
     for layer, ratio in ((3, Fraction(25, 48)), (7, Fraction(25, 72)), (16, Fraction(55, 288))):
         scores = rated(view, [int(np.searchsorted(view.origin, w)) for w in words],
-                       None if recycle else 2)  # fmt: skip
+                       None if recycle else 2, not recycle and debias is None)  # fmt: skip
         k = math.floor(ratio * 40 + Fraction(1, 2))
         expected = best_of(dict(enumerate(scores)), k)
         route, state = method.decide(layer, view, state)
@@ -188,6 +217,43 @@ def test_sparsevlm(seed: int, recycle: bool) -> None:
             want = {**{i: {i} for i in expected}, **merged}
             check_merge(route.keep, want, view.hidden[view.visual])
         view = narrowed(view, route.keep)
+
+
+@pytest.mark.parametrize("recycle", [False, True])
+def test_words_before_the_last_picture_do_not_rate(recycle: bool) -> None:
+    """They cannot have seen it: their rows are 0, and would leave the choice to the lowest index."""
+    method = SparseVLM(recycle=recycle, debias=False)
+    view = toy_view(24, lead=6, tail=2, seed=5, layers=32)
+    view.question = view.modality == 0
+    view.question[-2:] = False
+    _, state = method.decide(0, view, None)
+    assert state.size == 0
+    route, _ = method.decide(3, view, state)
+    assert route.keep is not None
+    expected = by_last_token(view, "previous", 13)
+    assert set(expected) <= set(route.keep.anchor.tolist()) and expected != list(range(13))
+    view.question[-1] = True
+    assert method.decide(0, view, None)[1].tolist() == [len(view.modality) - 1]
+
+
+def test_division_by_positions_changes_the_choice_and_belongs_to_version_2() -> None:
+    view = toy_view(40, tail=7, seed=0, layers=32)
+    found = []
+    for debias in (None, True, False):
+        method = SparseVLM(debias=debias)
+        _, state = method.decide(0, view, None)
+        route, _ = method.decide(3, view, state)
+        assert route.keep is not None
+        found.append(route.keep.anchor.tolist())
+    assert found[0] == found[1] != found[2]
+    SparseVLM(recycle=True, debias=False)
+    with pytest.raises(SettingError, match="debias=true .* recycle=true"):
+        SparseVLM(recycle=True, debias=True)
+
+
+def test_a_token_outside_a_words_window_scores_nothing() -> None:
+    rows = np.array([[[0.0, 0.25, 0.75]]], np.float32)
+    assert unbiased(rows, np.array([[0.0, 0.5, 0.25]], np.float32)).tolist() == [[[0.0, 0.5, 3.0]]]
 
 
 def clusters(x: np.ndarray, kept: list[int], scores: list[float]) -> dict[int, set[int]]:

@@ -184,6 +184,19 @@ def test_even_a_noisy_score_gives_a_schedule_that_was_good_enough(seed: int) -> 
     assert keep[0] == 1 and keep[1] == keep[2] >= keep[3] == keep[4]
 
 
+def test_a_score_exactly_the_tolerance_below_is_good_enough() -> None:
+    """0.8 - 0.1 is a little above 0.7 in doubles; one of ten questions lost is still one."""
+    for dense in range(1, 21):
+        for lost in range(1, dense + 1):
+
+            def score(s: Schedule, dense: int = dense, lost: int = lost) -> float:
+                return dense / 20 if s.mean_keep == 1 else (dense - lost) / 20
+
+            assert g_search(score, 3, tolerance=lost / 20).schedule.keep[1] == Fraction(1, 8)
+            short = g_search(score, 3, tolerance=lost / 20 - 1e-6)
+            assert short.schedule.mean_keep == 1
+
+
 def test_bad_searches() -> None:
     for wrong in ({"at": (0, 2)}, {"at": (2, 1)}, {"at": (6,)}, {"at": ()}):
         with pytest.raises(SettingError, match="must ascend within 1 to 5"):

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from foveate.core import Plan
-from foveate.core.errors import CheckpointError, SettingError
+from foveate.core.errors import CheckpointError, NonFiniteError, SettingError
 from foveate.core.language import LanguageFacts
 from foveate.prefill.atp_llava import ATPLLaVA, pooled, sampled
 from foveate.prefill.dyvte import DyVTE
@@ -225,6 +225,26 @@ def test_weights_are_needed_and_must_be_readable(name: str, tmp_path: Path) -> N
     save_file({"something.else": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="has no tensor"):
         layers(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("name", ["dyvte", "atp-llava"])
+def test_weights_that_are_not_finite_are_refused(name: str, tmp_path: Path) -> None:
+    """Comparisons with NaN would keep all tokens in silence."""
+    path = (save_routers if name == "dyvte" else _atp)(tmp_path / "w.safetensors", 16, (0,))
+    tensors = load_file(path)
+    broken = sorted(tensors)[-1]
+    tensors[broken].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    method: Any = DyVTE(weights=path) if name == "dyvte" else ATPLLaVA(weights=path, at="1 2 3")
+    with pytest.raises(CheckpointError, match=f"{broken}.* not finite"):
+        method.decide(1, toy_view(9), None)
+
+
+def test_states_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    view = toy_view(9)
+    view.hidden[-1, 0] = np.nan
+    with pytest.raises(NonFiniteError, match="text states"):
+        DyVTE(weights=save_routers(tmp_path / "r.safetensors", 16, (0,))).decide(1, view, None)
 
 
 def _atp(path: Path, *_: Any) -> str:

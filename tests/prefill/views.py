@@ -87,6 +87,16 @@ class ToyView:
     def rows(self, query_index: Any, source: str = "previous") -> Any:
         return self._matrix(source)[:, np.asarray(query_index)]
 
+    def position_rows(self, query_index: Any, source: str = "previous") -> Any:
+        """Of ones, rotated by their origin times 10000 ** (-2 i / a)."""
+        size, s = self.q[source].shape[-1], len(self.modality)
+        angle = np.asarray(self.origin)[:, None] * 10000.0 ** (-np.arange(0, size, 2) / size)
+        logits = 2 * (np.cos(angle) @ np.cos(angle).T + np.sin(angle) @ np.sin(angle).T)
+        later = np.triu(np.ones((s, s), bool), 1)
+        rows = softmax(np.where(later, -np.inf, logits * size**-0.5))[np.asarray(query_index)]
+        rows = rows.astype(np.float32)
+        return torch.from_numpy(rows) if torch.is_tensor(self.hidden) else rows
+
     def left_multiply(self, s: Any, source: str = "previous", temperature: float = 1.0) -> Any:
         return (s[:, None, :] @ self._matrix(source, temperature))[:, 0]
 

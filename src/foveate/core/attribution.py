@@ -30,6 +30,7 @@ class Work:
     decoding starts, one number or one a KV head; None means past and rows, nothing evicted.
     kv_bytes: bytes by layer at the end, where a codec makes them other than entries times width.
     encode_scoring, prefill_scoring, decode_scoring: FLOPs that methods spend on their scores.
+    seen: entries of a KV head that each step attends to, by layer, where some leave between steps.
     """
 
     encode: EncodeWork | None
@@ -41,6 +42,7 @@ class Work:
     encode_scoring: int = 0
     prefill_scoring: int = 0
     decode_scoring: int = 0
+    seen: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         at_least(
@@ -91,10 +93,14 @@ def cost(shape: ModelShape, work: Work) -> Cost:
         held = flops.kv_bytes(text, kv, shape.element_bytes, work.steps)
     elif len(held) != len(text.layers):
         raise InputError(f"kv_bytes of {len(held)} layers for a model of {len(text.layers)}")
+    if work.seen is None:
+        decoded = flops.decode(text, kv, work.steps).total
+    else:
+        decoded = flops.decode_seen(text, work.seen).total
     return Cost(
         encode=encoded + work.encode_scoring,
         prefill=prefilled + work.prefill_scoring,
-        decode=flops.decode(text, kv, work.steps).total + work.decode_scoring,
+        decode=decoded + work.decode_scoring,
         layer_kv_bytes=tuple(held),
     )
 

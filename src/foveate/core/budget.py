@@ -38,6 +38,28 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class KVBudget:
+    """KV entries kept: a ratio, a count or bytes; exactly one. The recent window counts."""
+
+    keep: Fraction | None = None
+    entries: int | None = None
+    bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [f for f in ("keep", "entries", "bytes") if getattr(self, f) is not None]
+        if len(given) != 1:
+            raise SettingError(
+                f"a KV budget sets exactly one of keep, entries, bytes; got {given or 'none'}"
+            )
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise SettingError(f"keep = {self.keep} is out of range: 0 < keep <= 1")
+        for name in ("entries", "bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise SettingError(f"{name} = {value} is out of range: at least 1")
+
+
+@dataclass(frozen=True)
 class Counts:
     """Tokens to keep of one request: the sum, and one number a segment.
 

@@ -16,7 +16,7 @@ as they are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TypeVar
 
 from foveate.core.errors import InputError
@@ -43,6 +43,7 @@ __all__ = [
     "TextShape",
     "VisionShape",
     "decode",
+    "decode_seen",
     "encode",
     "kv_bytes",
     "kv_entries",
@@ -142,6 +143,23 @@ def decode(shape: TextShape, kv: Sequence[Entries], steps: int) -> Flops:
         mlp=steps * once.mlp,
         head=steps * once.head,
     )
+
+
+def decode_seen(shape: TextShape, seen: Sequence[Sequence[int]]) -> Flops:
+    """Forward passes of one token each, of which pass i attends to seen[layer][i] entries of every KV
+    head, its own included: where entries leave between steps.
+    """
+    steps = len(_by_layer(shape, seen, "seen")[0])
+    at_least(1, "decode_seen", entries=min(min(n, default=1) for n in seen))
+    if any(len(n) != steps for n in seen):
+        raise InputError("decode_seen: layers of different numbers of steps")
+    bare = decode(shape, (0,) * len(shape.layers), steps)
+    attention = sum(
+        layer.heads
+        * layer.pairs(sum(n if layer.window is None else min(n, layer.window) for n in ns))
+        for layer, ns in zip(shape.layers, seen, strict=True)
+    )
+    return replace(bare, attention=attention)
 
 
 def score_rows(layer: LayerShape, rows: int, keys: int) -> int:

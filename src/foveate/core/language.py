@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
+from foveate.core.budget import KVBudget
 from foveate.core.errors import SettingError, UnsupportedError, naming
 from foveate.core.method import Method, Stage, setting
 from foveate.core.views import Array, Question, Reduction, Segment
@@ -65,6 +66,16 @@ class LayerView(Protocol):
     def rows(self, query_index: Array, source: Literal["previous", "next"] = "previous") -> Array:
         """Attention rows (H, r, S) of these queries, float32: of the layer before ("previous"), or
         of this one ("next", from its own queries and keys over the tokens present).
+        """
+
+    def position_rows(
+        self, query_index: Array, source: Literal["previous", "next"] = "previous"
+    ) -> Array:
+        """What `rows` would give if all queries and keys were ones, (r, S) float32: what positions
+        alone make of attention, the same in all heads. In a layer without rotary positions all
+        tokens that a query sees get the same.
+
+        Errors: UnsupportedError where the layer does not show it.
         """
 
     def queries(self, source: Literal["previous", "next"] = "previous") -> Array:
@@ -157,28 +168,6 @@ class GuidedMethod(PrefillMethod):
         raise NotImplementedError(f"{type(self).__name__} must define confidence()")
 
 
-@dataclass(frozen=True)
-class KVBudget:
-    """KV entries kept: a ratio, a count or bytes; exactly one. The recent window counts."""
-
-    keep: Fraction | None = None
-    entries: int | None = None
-    bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        given = [f for f in ("keep", "entries", "bytes") if getattr(self, f) is not None]
-        if len(given) != 1:
-            raise SettingError(
-                f"a KV budget sets exactly one of keep, entries, bytes; got {given or 'none'}"
-            )
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise SettingError(f"keep = {self.keep} is out of range: 0 < keep <= 1")
-        for name in ("entries", "bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} = {value} is out of range: at least 1")
-
-
 class KVView(Protocol):
     """One request's cache at one layer after prefill: per KV head keys (n_h, a), values (n_h, b) and
     origin (n_h,), the place in the prompt; modality, segment, question, position, cell as in
@@ -267,7 +256,9 @@ class CachePolicy(Method):
 
     keep: Fraction | None = setting(None, "share of the KV entries that is kept, 0 < keep <= 1")
     entries: int | None = setting(None, "KV entries kept a head, on average", low=1)
-    bytes: int | None = setting(None, "bytes of a request's KV cache that are kept", low=1)
+    bytes: int | None = setting(
+        None, "bytes of a request's KV cache, at least an entry a head", low=1
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -355,6 +346,13 @@ class KVCodec(Method):
     def nbytes(self, codes: Any) -> int:
         """Bytes held: codes, scales and what stays in full precision."""
         raise NotImplementedError(f"{type(self).__name__} must define nbytes()")
+
+    def entry_bytes(self, codes: Any, entries: int, prompt: int) -> int:
+        """Bytes of the oldest `entries`, of which `prompt` came first, as if none had followed and
+        without free room. Default: their share of `nbytes`.
+        """
+        n = self.length(codes)
+        return round(self.nbytes(codes) * entries / n) if n else 0
 
     def length(self, codes: Any) -> int:
         """Entries a head."""

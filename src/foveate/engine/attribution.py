@@ -15,7 +15,14 @@ from foveate.core.language import CachePolicy
 from foveate.core.report import Saving
 from foveate.core.shapes import EncodeWork, Entries, ModelShape
 from foveate.engine.encode_work import encode_works
-from foveate.engine.kv_report import entries_at_decode, layer_bytes, offloaded_bytes
+from foveate.engine.kv_report import (
+    Seen,
+    coded,
+    entries_at_decode,
+    layer_bytes,
+    offloaded_bytes,
+    seen_by_step,
+)
 from foveate.engine.language_door import INSIDE, tokens_by_layer
 from foveate.models.shapes import model_shape
 
@@ -27,7 +34,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Accounts:
     """What a report says of bytes and savings. layers: visual tokens by layer, None where nothing
-    acts inside; layer_kv_bytes: None without a cache; notes: why savings are not counted.
+    acts inside; layer_kv_bytes: None without a cache; notes: why savings are not counted. evicted:
+    the cache holds fewer entries than the prompt brought, or codes in place of some.
     """
 
     layers: tuple[int, ...] | None
@@ -35,6 +43,7 @@ class Accounts:
     saved: tuple[Saving, ...]
     notes: tuple[str, ...] = ()
     offloaded_bytes: int | None = None
+    evicted: bool = False
 
     @property
     def kv_bytes(self) -> int | None:
@@ -49,19 +58,37 @@ def accounts(engine: Engine, run: Run, index: int, new_tokens: int) -> Accounts:
     beams = len(rows) // of if (rows := getattr(cache, "rows", None)) else 1
     place = index * beams  # a request's beams are neighbours
     layers = tokens_by_layer(run.inside, index, of)
-    held = layer_bytes(cache, len(row.index) + steps, place, steps)
+    seen = seen_by_step(cache, place, run.plan.stage("memory"))
+    held = layer_bytes(cache, len(row.index) + steps, place, steps, seen)
     away = offloaded_bytes(cache, place)
     if not run.plan.methods:
         return Accounts(layers, held, (), offloaded_bytes=away)
+    entries = entries_at_decode(cache, place, steps, seen)
+    text = len(row.index) - row.visual_kept - sum(s.fixed_kept for s in row.reports)
+    came = [text + visual for visual in layers or ()]
+    evicted = coded(cache, place, came, steps) or any(
+        n < here for heads, here in zip(entries or (), came, strict=False) for n in _each(heads)
+    )
     try:
         shape = model_shape(engine.model.config, engine.model.dtype.itemsize)
         request, stages = stage_works(shape, run, index, steps, layers)
-        stages = _inner(run.plan, request, stages, entries_at_decode(cache, place), held)
+        stages = _inner(run.plan, request, stages, entries, held, _own(seen, steps))
         saved = attribute(shape, request, stages)
     except UnsupportedError as error:
         note = f"what each stage saved is not counted: {error}"
-        return Accounts(layers, held, (), (note, *_away(engine, away)), away)
-    return Accounts(layers, held, saved, (*_notes(run.plan, steps), *_away(engine, away)), away)
+        return Accounts(layers, held, (), (note, *_away(engine, away)), away, evicted)
+    came_and_went = () if entries is None else _notes(run.plan, steps, seen)
+    notes = (*came_and_went, *_away(engine, away))
+    return Accounts(layers, held, saved, notes, away, evicted)
+
+
+def _each(entries: Entries) -> tuple[int, ...]:
+    return (entries,) if isinstance(entries, int) else entries
+
+
+def _own(seen: Seen | None, steps: int) -> Seen | None:
+    """Of what a batch's steps saw, the request's own."""
+    return None if seen is None else tuple(layer[:steps] for layer in seen)
 
 
 def stage_works(
@@ -112,21 +139,23 @@ def _inner(
     stages: list[Stage],
     entries: tuple[Entries, ...] | None,
     held: tuple[int, ...] | None,
+    seen: Seen | None,
 ) -> list[Stage]:
     """`stages` with the memory stage; the last that acts inside has the bytes that are held."""
     before = stages[-1].work if stages else request
     if plan.stage("memory") is not None:
         # Without pictures in its batch a request runs on the model's own cache, whole.
-        stages.append(Stage("memory", before if entries is None else replace(before, kv=entries)))
+        after = before if entries is None else replace(before, kv=entries, seen=seen)
+        stages.append(Stage("memory", after))
     if stages and stages[-1].name in INSIDE and entries is not None:
         last = stages.pop()
         stages.append(Stage(last.name, replace(last.work, kv_bytes=held)))
     return stages
 
 
-def _notes(plan: Plan, steps: int) -> tuple[str, ...]:
+def _notes(plan: Plan, steps: int, seen: Seen | None) -> tuple[str, ...]:
     memory = plan.stage("memory")
-    if steps and isinstance(memory, CachePolicy) and memory.when == "overflow":
+    if steps and seen is None and isinstance(memory, CachePolicy) and memory.when == "overflow":
         return (
             "decode FLOPs are counted with the entries left at the end: evicted ones came and went",
         )

@@ -101,10 +101,11 @@ def _grown(x: Tensor, room: int) -> Tensor:
 
 
 class LayerStore:
-    """One sequence's entries at one layer."""
+    """One sequence's entries at one layer; `prompt` is how many its prompt brought a head."""
 
     def __init__(self) -> None:
         self.groups: list[HeadGroup] = []
+        self.prompt = 0
 
     @property
     def heads(self) -> int:
@@ -147,6 +148,7 @@ class LayerStore:
         """Entries k (Hkv, s, a), v (Hkv, s, b), written at sequence indices origin (s,) int."""
         if not self.groups:
             heads, s = k.shape[0], k.shape[1]
+            self.prompt = s
             group = HeadGroup(
                 tuple(range(heads)),
                 k.new_empty(heads, blocks(s), k.shape[2]),
@@ -229,7 +231,7 @@ class LayerStore:
     def clone(self) -> LayerStore:
         """An independent copy."""
         other = LayerStore()
-        other.groups = [g.clone() for g in self.groups]
+        other.groups, other.prompt = [g.clone() for g in self.groups], self.prompt
         return other
 
 

@@ -40,6 +40,13 @@ class CodedStore(LayerStore):
     def nbytes(self) -> int:
         return self.codec.nbytes(self.codes) if self.codes is not None else 0
 
+    def entry_bytes(self, late: int) -> int:
+        """Bytes of all entries but the newest `late` of every head, without free room."""
+        if self.codes is None:
+            return 0
+        entries = max(0, self.lengths[0] - late)
+        return self.codec.entry_bytes(self.codes, entries, self._prompt_entries)
+
     @property
     def bytes_per_entry(self) -> int:
         """Bytes of one key and one value of one head in the model's own type, before coding."""

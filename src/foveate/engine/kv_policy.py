@@ -138,7 +138,7 @@ class PolicyRun:
             found = policy.observe(place, view)
             stats.append(found)
             if policy.scope == "layer":
-                mean = _mean(policy, store, count)
+                mean = mean_entries(policy, store, count)
                 part = policy.layer_entries(place, count, view.n, min(view.n, mean))
                 room = [store.lengths]
                 k = policy.allocate([found], room, part * store.heads)[0]
@@ -156,7 +156,9 @@ class PolicyRun:
         stores = [sequence.layers[i] for i in self.layers]
         stats = [self.stats[i][row] for i in self.layers]
         room = [store.lengths for store in stores]
-        budget = sum(_mean(self.policy, store, len(stores)) * store.heads for store in stores)
+        budget = sum(
+            mean_entries(self.policy, store, len(stores)) * store.heads for store in stores
+        )
         counts = self.policy.allocate(stats, room, min(budget, sum(map(sum, room))))
         for place, (store, k) in enumerate(zip(stores, counts, strict=True)):
             view = StoreView(self.policy, store, meta, len(stores))
@@ -172,10 +174,11 @@ class PolicyRun:
     ) -> None:
         place = self.layers.index(index)
         for sequence, m in zip(cache.rows, meta, strict=True):
+            if not m.entered:
+                continue  # a plan leaves prompts without pictures alone
             store = sequence.layers[index]
             longest = max(store.lengths)
-            # A share is one of the prompt: it must not shrink from step to step.
-            mean = _mean(self.policy, store, len(self.layers), None if whole else m.n)
+            mean = mean_entries(self.policy, store, len(self.layers))
             if longest <= mean or not (whole or self.policy.overflows(longest, mean)):
                 continue
             view = StoreView(self.policy, store, m, len(self.layers))
@@ -227,16 +230,16 @@ def _window(seen: Seen, row: int, columns: Tensor, window: int) -> Seen:
     return Seen(q, seen.k, seen.mask, seen.scaling, seen.softcap)
 
 
-def _mean(policy: CachePolicy, store: LayerStore, layers: int, tokens: int | None = None) -> int:
-    """Entries a head keeps on average at this layer, at least 1; a share is of `tokens`, by default
-    of the entries there are.
+def mean_entries(policy: CachePolicy, store: LayerStore, layers: int) -> int:
+    """Entries a head keeps on average at this layer, at least 1. A share is one of those that its
+    prompt brought: it does not shrink from step to step.
     """
     budget, heads = policy.budget, store.heads
     if budget.entries is not None:
         return budget.entries
     if budget.bytes is not None:
         return max(1, budget.bytes // (layers * heads * max(1, store.bytes_per_entry)))
-    n = max(store.lengths) if tokens is None else tokens
+    n = store.prompt
     return min(n, max(1, int(Fraction(budget.keep or 1) * n + Fraction(1, 2))))
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foveate.core.views import Reduction
+from foveate.engine.splice import weighted
 from foveate.models.compat_language import gathered
 
 
@@ -65,7 +67,8 @@ class _Version:
 @dataclass
 class Prefill:
     """State of one prefill. `present[b]` are the prompt places still there, padding left out;
-    `deepest[b]` those of the deepest layer that has visual tokens.
+    `deepest[b]` those of the deepest layer that has visual tokens; `call` the arguments, but for
+    hidden states, of the layer before a decision.
     """
 
     meta: list[RowMeta]
@@ -76,6 +79,7 @@ class Prefill:
     counts: list[list[int]] = field(default_factory=list)
     last: Seen | None = None
     ahead: Seen | None = None
+    call: tuple[list[Any], dict[str, Any]] = field(default_factory=lambda: ([], {}))
     states: list[Any] = field(default_factory=list)
     memo: dict[tuple[int, int, int], tuple[Any, Any]] = field(default_factory=dict)
 
@@ -108,6 +112,11 @@ class Prefill:
         for row, m in enumerate(self.meta):
             self.counts[row].append(int((m.modality[self.now.present[row]] > 0).sum()))
 
+    def note_call(self, args: list[Any], kwargs: dict[str, Any]) -> None:
+        """Note what a layer is called with, but for the hidden states, which would live as long."""
+        rest = {"hidden_states": None}
+        self.call = ([None, *args[1:]], kwargs) if args else ([], {**kwargs, **rest})
+
     def narrow(self, kept: Sequence[np.ndarray]) -> Tensor:
         """Go on with the prompt places kept[b] (ascending) of each row.
 
@@ -130,6 +139,27 @@ class Prefill:
         self.versions.append(_Version(index, valid, list(kept), not bool(valid.all())))
         self.memo.clear()
         return relative
+
+    def merge(
+        self,
+        row: int,
+        hidden: Tensor,
+        out: Tensor,
+        before: Tensor,
+        reduction: Reduction,
+        visual: np.ndarray,
+    ) -> None:
+        """Write the merged tokens of a row: W times its `visual` tokens of the hidden states before."""
+        meta = self.meta[row]
+        old = before[torch.as_tensor(visual, device=before.device)]
+        now = self.columns(row)
+        there = np.flatnonzero(meta.modality[self.now.present[row]] > 0)
+        new = now[torch.as_tensor(there, device=now.device)]
+        if hidden.ndim == 3:
+            out[row, new] = weighted(reduction, hidden[row, old])
+        else:
+            for plane in range(hidden.shape[0]):
+                out[plane, row, new] = weighted(reduction, hidden[plane, row, old])
 
     # --- layer arguments ---------------------------------------------------------------------------
     def fitted(self, name: str, value: Any, source: int) -> Any:

@@ -7,6 +7,7 @@ its attention and files keys and values with their sequences. It never runs a la
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -22,8 +23,7 @@ from foveate.engine.kv_cache import RaggedCache
 from foveate.engine.kv_policy import PolicyRun
 from foveate.engine.language_pass import Prefill, RowMeta, Seen, last_row
 from foveate.engine.language_step import Steps, write_prompt
-from foveate.engine.language_view import RowView
-from foveate.engine.splice import weighted
+from foveate.engine.language_view import RowView, of_ones
 from foveate.models import compat, compat_language
 from foveate.models.adapter import AutoAdapter
 
@@ -62,7 +62,7 @@ class LanguageRun:
         self._steps = Steps(self.text_config, self.kinds, self.sources)
         self._cache: RaggedCache | None = None
         self._meta: list[RowMeta] = []
-        self._parts = False
+        self._parts = self._attached = False
         held = self.new_cache().held
         self.policy: PolicyRun | None = None
         if isinstance(self.memory, CachePolicy):
@@ -124,12 +124,13 @@ class LanguageRun:
             with contextlib.ExitStack() as stack:
                 stack.enter_context(compat_language.routed(self.adapter.model, self.layers, self))
                 stack.enter_context(compat_language.deepstack_rows(self.lm, self._deepstack))
+                self._attached = True
                 yield self
         finally:
             for handle in handles:
                 handle.remove()
             self.prefill, self._stepping, self._begun = None, None, None
-            self._cache, self._meta = None, []
+            self._attached, self._cache, self._meta = False, None, []
 
     def begin(self, meta: Sequence[RowMeta], mask: Tensor, side: str) -> None:
         """Say what the next prefill is: rows and their padding mask (B, S)."""
@@ -142,6 +143,12 @@ class LanguageRun:
     def resume(self, cache: RaggedCache, meta: Sequence[RowMeta]) -> None:
         """Say whose rows a cache holds now, before steps of sequences that joined or left."""
         self._cache, self._meta = cache, list(meta)
+
+    @property
+    def in_charge(self) -> bool:
+        """Whether it is this run that takes over the decoder's attention: the one attached last is."""
+        module = next(m for m in map(compat_language.attention_of, self.layers) if m is not None)
+        return compat_language.in_charge(module, self)
 
     @contextlib.contextmanager
     def in_parts(self) -> Iterator[None]:
@@ -159,6 +166,10 @@ class LanguageRun:
     def _write(self, cache: RaggedCache, layer: int, k: Tensor, v: Tensor) -> bool:
         if self._looking:
             return False
+        if not self._attached:  # the model's own attention would see the new entries alone
+            raise UnsupportedError(
+                "the block of this cache's plan has ended: call anew in a new one"
+            )
         if self.prefill is not None:
             write_prompt(self.prefill, cache, layer, k, v)
         else:
@@ -229,11 +240,12 @@ class LanguageRun:
                 args = [hidden, *args[1:]]
             else:
                 kwargs = {**kwargs, "hidden_states": hidden}
-        prefill.last = None
+        prefill.last, prefill.call = None, ([], {})
         prefill.enter(index)
-        if len(prefill.versions) == 1:
-            return tuple(args), kwargs
-        args, kwargs = self._fit(prefill, args, kwargs, source)
+        if len(prefill.versions) > 1:
+            args, kwargs = self._fit(prefill, args, kwargs, source)
+        if index + 1 in self.at:
+            prefill.note_call(args, kwargs)
         return tuple(args), kwargs
 
     def _fit(
@@ -262,12 +274,18 @@ class LanguageRun:
                 prefill.ahead = self._look(module, hidden, *call)
             return prefill.ahead
 
+        @functools.cache
+        def even(source: str) -> Seen:
+            layer = module if source == "next" else self.layers[index - 1]
+            called = call if source == "next" else prefill.call
+            return of_ones(method.name, layer, called, lambda *c: self._look(layer, hidden, *c))
+
         plane = hidden if hidden.ndim == 3 else hidden[0]
         kept: list[np.ndarray] = []
         merged: dict[int, tuple[Reduction, np.ndarray]] = {}
         for row in range(plane.shape[0]):
             view = RowView(
-                method.name, prefill, row, plane[row], len(self.layers), self.norm, ahead
+                method.name, prefill, row, plane[row], len(self.layers), self.norm, ahead, even
             )
             visual = view.visual
             route, prefill.states[row] = (
@@ -289,29 +307,8 @@ class LanguageRun:
         relative = prefill.narrow(kept)
         out = compat_language.gathered(hidden, relative, -2, hidden.ndim - 3)
         for row, (reduction, visual) in merged.items():
-            self._merge(prefill, row, hidden, out, before[row], reduction, visual)
+            prefill.merge(row, hidden, out, before[row], reduction, visual)
         return out
-
-    def _merge(
-        self,
-        prefill: Prefill,
-        row: int,
-        hidden: Tensor,
-        out: Tensor,
-        before: Tensor,
-        reduction: Reduction,
-        visual: np.ndarray,
-    ) -> None:
-        meta = prefill.meta[row]
-        old = before[torch.as_tensor(visual, device=before.device)]
-        now = prefill.columns(row)
-        there = np.flatnonzero(meta.modality[prefill.now.present[row]] > 0)
-        new = now[torch.as_tensor(there, device=now.device)]
-        if hidden.ndim == 3:
-            out[row, new] = weighted(reduction, hidden[row, old])
-        else:
-            for plane in range(hidden.shape[0]):
-                out[plane, row, new] = weighted(reduction, hidden[plane, row, old])
 
     def _kept(self, route: Route, visual: int) -> Reduction | None:
         name = self.method.name if self.method is not None else ""

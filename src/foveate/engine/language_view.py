@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from foveate.core.errors import UnsupportedError
 from foveate.engine.language_pass import Prefill, RowMeta, Seen
+from foveate.models import compat, compat_language
 
 BLOCK_ELEMENTS = 2**22
 
@@ -27,9 +30,10 @@ class RowView:
         layers: int,
         norm: nn.Module | None,
         ahead: Callable[[], Seen],
+        even: Callable[[str], Seen],
     ) -> None:
         self._method, self._prefill, self._row, self._ahead = method, prefill, row, ahead
-        self._norm = norm
+        self._norm, self._even = norm, even
         self._columns = prefill.columns(row)
         meta: RowMeta = prefill.meta[row]
         present = prefill.now.present[row]
@@ -72,6 +76,13 @@ class RowView:
         index = torch.as_tensor(np.asarray(query_index, np.int64), device=self._columns.device)
         return self._attention(self._seen(source), index)
 
+    def position_rows(self, query_index: Any, source: str = "previous") -> Tensor:
+        """Attention (r, S) of these queries if all queries and keys were ones, float32."""
+        if source == "previous":
+            self._seen(source)
+        index = torch.as_tensor(np.asarray(query_index, np.int64), device=self._columns.device)
+        return self._attention(self._even(source), index)[0]
+
     def _attention(self, seen: Seen, index: Tensor, temperature: float = 1.0) -> Tensor:
         columns = self._columns
         mask = None
@@ -102,6 +113,46 @@ class RowView:
             raise UnsupportedError(f"{self._method} reads the final norm, which was not found")
         out: Tensor = self._norm(self.hidden)
         return out
+
+
+def of_ones(
+    method: str,
+    layer: nn.Module,
+    called: tuple[list[Any], dict[str, Any]],
+    look: Callable[[list[Any], dict[str, Any]], Seen],
+) -> Seen:
+    """What a layer would see if its queries and keys were ones before they are rotated: q and k
+    (B, 1, S, a), which all heads have in common.
+
+    The layer's own code rotates them, or not, so that no family's positions are written down here.
+    Its projections give ones while it is looked at, and its norms what they get.
+    """
+    args, kwargs = called
+    # Layers that keep keys for later ones write them into a mapping, which must not get these.
+    kwargs = {k: copy.copy(v) if isinstance(v, MutableMapping) else v for k, v in kwargs.items()}
+    attention = compat_language.attention_of(layer)
+    with contextlib.ExitStack() as stack:
+        for child in attention.children() if attention is not None else ():
+            if hasattr(child, "out_features") or any(True for _ in child.parameters()):
+                stack.enter_context(compat.instance_attribute(child, "forward", _ones(child)))
+        seen = look(args, kwargs)
+    q, k = seen.q[:, :1], seen.k[:, :1]
+    if not bool((seen.q == q).all() & (seen.k == k).all()):
+        raise UnsupportedError(
+            f"{method} asks what positions alone would give, which {type(attention).__name__} does not "
+            "show: its heads differ where all projections give ones"
+        )
+    return Seen(q, k, seen.mask, seen.scaling, seen.softcap)
+
+
+def _ones(child: nn.Module) -> Callable[..., Tensor]:
+    """In place of forward: a projection gives ones, a norm what it gets."""
+    width = getattr(child, "out_features", None)
+
+    def forward(x: Tensor, *_: Any, **__: Any) -> Tensor:
+        return x if width is None else x.new_ones(*x.shape[:-1], width)
+
+    return forward
 
 
 @torch.no_grad()

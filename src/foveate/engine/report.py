@@ -33,8 +33,12 @@ def report_of(engine: Engine, run: Run, index: int, new_tokens: int) -> Report:
     layers = account.layers
     fixed = sum(s.fixed_kept for s in row.reports)
     changed = changed or (layers is not None and layers[-1] < row.visual_kept + fixed)
+    changed = changed or account.evicted
     if not changed and not plan.is_identity:
-        notes.append("the budget is at or above the tokens: nothing was dropped")
+        why = (
+            "the budget is at or above the tokens" if row.visual_in + saved else "no visual tokens"
+        )
+        notes.append(f"{why}: nothing was dropped")
     ms, cpu = clock.wall_ms, clock.cpu_ms
     lead = ("preprocess", "encode", "select", "prefill")
     return Report(

@@ -100,6 +100,11 @@ class Rows:
         """Bytes allocated."""
         return int(self._data.nbytes)
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of all heads."""
+        return int(self._data.shape[0] * self._data.shape[2] * self._data.itemsize)
+
     def append(self, rows: Any) -> None:
         """More rows (h, s, w)."""
         need = self.n + rows.shape[1]

@@ -16,9 +16,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate.core import Paper, arrays, register, setting
+from foveate.core import Paper, register, setting
 from foveate.core.language import KVView
 from foveate.core.method import Evidence
+from foveate.memory import _shares
 from foveate.memory.snapkv import SnapKV, pooled
 
 
@@ -76,8 +77,8 @@ class AdaKV(SnapKV):
         if self.normalize:
             mass = votes.sum(1)
             best = votes.sort(1, descending=True).values[:, :base].sum(1)
-            scores = votes * (best / mass)[:, None]
-        top = arrays.top_k(scores.reshape(-1), heads * base)
+            scores = votes * (best / mass.clamp_min(_shares.TINY))[:, None]
+        top = _shares.best(scores.reshape(-1), heads * base)
         counts = np.bincount(np.asarray(top) // prefix, minlength=heads)
         floor = int(base * self.alpha)
         caps = [round(float(c) * (1 - self.alpha) + floor) for c in counts]

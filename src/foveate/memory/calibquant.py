@@ -153,6 +153,10 @@ class CalibQuant(KVCodec):
             codes.key.nbytes + codes.value.nbytes + codes.text_key.nbytes + codes.text_value.nbytes
         )
 
+    def entry_bytes(self, codes: CalibCodes, entries: int, prompt: int) -> int:
+        text = codes.text_key.row_bytes + codes.text_value.row_bytes
+        return codes.key.nbytes + codes.value.nbytes + (entries - codes.v) * text
+
     def length(self, codes: CalibCodes) -> int:
         return codes.n
 

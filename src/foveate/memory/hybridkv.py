@@ -179,7 +179,7 @@ class HybridKV(CachePolicy):
 
         logits = query.float() @ pages.mean.float().transpose(1, 2) * query.shape[-1] ** -0.5
         scores = arrays.to_numpy(torch.softmax(logits, -1).mean(1))
-        return np.stack([arrays.top_k(s, pages.spec.wanted) for s in scores])
+        return np.stack([_shares.best(s, pages.spec.wanted) for s in scores])
 
 
 def _pruned(weights: Any, text: np.ndarray, count: int) -> Reduction:
@@ -191,5 +191,5 @@ def _pruned(weights: Any, text: np.ndarray, count: int) -> Reduction:
     for part in (early & text, early & ~text):
         index = np.flatnonzero(part)
         left = count - sum(map(len, chosen))
-        chosen.append(index[arrays.top_k(scores[index], left)])
+        chosen.append(index[_shares.best(scores[index], left)])
     return Reduction.pick(np.concatenate(chosen), n, "cache")

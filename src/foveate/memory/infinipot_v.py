@@ -15,11 +15,12 @@ parts, and the answer, whenever |M| is reached.
 
 Reconstructed where the paper's streaming setting says nothing: all text stays, the latest first, as
 far as |C| reaches, and the budget of visual entries is what it leaves; a still picture is a frame,
-compared with frames of its own grid alone; an entry without any such partner counts as orthogonal;
-the latest frames stay whole, the last first, as far as they fit in α of the visual budget, and
-compete by VaN where they do not; places that were evicted before, and those beyond the border, are
-left out of means and pools (released: zeros); layout tokens take part in VaN without neighbours. r is
-`recent` of the frames there are. Cost O(H n r a) a layer.
+compared with frames of its own grid alone; an entry without any such partner counts as orthogonal,
+and where TaR ties VaN decides, so that it ranks a single still picture alone; the latest frames stay
+whole, the last first, as far as they fit in α of the visual budget, and compete by VaN where they do
+not; places that were evicted before, and those beyond the border, are left out of means and pools
+(released: zeros); layout tokens take part in VaN without neighbours. r is `recent` of the frames
+there are, to the nearest (released: rounded down). Cost O(H n r a) a layer.
 """
 
 from __future__ import annotations
@@ -170,15 +171,16 @@ class InfiniPotV(CachePolicy):
                     part -= len(index)
             old = np.flatnonzero(visual & ~latest & ~taken)
             tar = redundancy(view.keys[head], at, latest, view.grids)
+            van = smoothed(_norms(view.values[head]), at, reach)
+            old = old[arrays.top_k(van[old], len(old))]  # so that ties go to the strongest
             taken[old[arrays.top_k(tar[old], part)]] = True
             rest = np.flatnonzero(visual & ~taken)
-            van = smoothed(_norms(view.values[head]), at, reach)
             taken[rest[arrays.top_k(van[rest], count - int(taken.sum()))]] = True
         return Reduction.pick(np.flatnonzero(taken), n, "cache")
 
     def _text(self, visual: np.ndarray, count: int) -> np.ndarray:
-        """Text entries that stay: the last entry, the system prompt, then the latest first; all of
-        them but for one visual entry, if the budget holds more.
+        """At most `count` entries that stay before any other: the last entry, the system prompt, then
+        text, the latest first.
         """
         n = len(visual)
         text = np.flatnonzero(~visual)

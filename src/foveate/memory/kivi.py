@@ -176,6 +176,18 @@ class Kivi(KVCodec):
         full = codes.key_full.nbytes + codes.value_full.nbytes
         return int(codes.key.nbytes + codes.value.nbytes + full)
 
+    def entry_bytes(self, codes: KiviCodes, entries: int, prompt: int) -> int:
+        # After a prompt codes are made at the start of the next step: the newest entry has none.
+        last = entries if entries <= prompt else entries - 1
+        key, value = codes.key, codes.value
+        keys = last - last % self.residual
+        values = max(0, last - self.residual)
+        full = (entries - keys) * codes.key_full[:, :1].nbytes
+        full += (entries - values) * codes.value_full[:, :1].nbytes
+        bounds = keys // self.group * (key.scale.row_bytes + key.low.row_bytes)
+        bounds += values * (value.scale.row_bytes + value.low.row_bytes)
+        return int(full + bounds + keys * key.codes.row_bytes + values * value.codes.row_bytes)
+
     def length(self, codes: KiviCodes) -> int:
         return codes.n
 

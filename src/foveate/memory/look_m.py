@@ -45,7 +45,7 @@ def text_first(scores: Any, text: np.ndarray, count: int) -> np.ndarray:
     left = count - late
     for part in (early & text, early & ~text):
         index = np.flatnonzero(part)
-        chosen.append(index[arrays.top_k(s[index], left)])
+        chosen.append(index[_shares.best(s[index], left)])
         left -= len(chosen[-1])
     return np.sort(np.concatenate(chosen))
 

@@ -3,8 +3,9 @@
 Cai et al. 2024, "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling",
 arXiv 2406.02069, section 4; as released, in integers: with B = budget - window, the last layer is to
 have B // beta, the first 2 B minus that, or all of the prefix if that is less (then the last gets the
-rest); steps are rounded down, so the sum may fall short a little. A prompt below 2 B has no pyramid.
-Entries are chosen as in SnapKV. Cost O(H w n a).
+rest). Steps are rounded down, so L layers keep up to (L - 1) / 2 entries a head more than the budget, on
+average: name it smaller where it must not be exceeded. A prompt below 2 B has no pyramid. Entries are
+chosen as in SnapKV. Cost O(H w n a).
 """
 
 from __future__ import annotations

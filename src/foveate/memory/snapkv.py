@@ -16,9 +16,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate.core import Paper, Reduction, arrays, register, setting
+from foveate.core import Paper, Reduction, register, setting
+from foveate.core.errors import SettingError
 from foveate.core.language import CachePolicy, KVView
 from foveate.core.method import Evidence
+from foveate.memory import _shares
 
 
 @register
@@ -41,6 +43,11 @@ class SnapKV(CachePolicy):
     window: int = setting(32, "last queries of the prompt that vote; they always stay", low=1)
     kernel: int = setting(5, "width of the pooling, odd", low=1)
     pooling: str = setting("avgpool", "how votes are smoothed", choices=("avgpool", "maxpool"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel % 2 == 0:
+            raise SettingError(f"{self.name}: kernel = {self.kernel} is out of range: an odd number")
 
     def observe(self, layer: int, view: KVView) -> Any:
         return window_votes(view, self.window, self.kernel, self.pooling)
@@ -78,6 +85,6 @@ def with_window(votes: Any, n: int, count: int) -> Reduction:
     the window fit, its last ones.
     """
     prefix = int(votes.shape[0])
-    best = arrays.top_k(votes, max(0, min(prefix, count - (n - prefix))))
+    best = _shares.best(votes, max(0, min(prefix, count - (n - prefix))))
     last = np.arange(max(prefix, n - (count - len(best))), n)
     return Reduction.pick(np.concatenate([best, last]), n, "cache")

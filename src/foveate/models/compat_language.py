@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +35,9 @@ class Attending(Protocol):
         """As an attention function of transformers: output (B, S, H, a) and weights or None."""
 
 
-_running: ContextVar[tuple[Attending, ...]] = ContextVar("foveate_language", default=())
+# By the id of a decoder's module who takes over its attention, the last one's turn. Configs and hooks of
+# a model are one for all threads, and so is this; other models that are attached have their own.
+_taken: dict[int, list[Attending]] = {}
 
 
 def _routed(kind: str) -> Callable[..., Any]:
@@ -49,7 +50,7 @@ def _routed(kind: str) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         inner = _inner(kind, module)
-        stack = _running.get()
+        stack = _taken.get(id(module))
         if not stack:
             return inner(module, query, key, value, attention_mask, **kwargs)
         return stack[-1].attend(module, inner, query, key, value, attention_mask, kwargs)
@@ -90,7 +91,9 @@ def routed(model: Any, layers: Sequence[nn.Module], run: Attending) -> Iterator[
     configs = {id(c): c for c in found}
     before = {i: c._attn_implementation_internal for i, c in configs.items()}
     sdpa = getattr(type(compat.decoder_of(model)), "_supports_sdpa", True)
-    token = _running.set((*_running.get(), run))
+    modules = list({id(m): m for layer in layers for m in layer.modules()}.values())
+    for m in modules:
+        _taken.setdefault(id(m), []).append(run)
     try:
         for i, config in configs.items():
             kind = before[i] if before[i] in _NAMES else ("sdpa" if sdpa else "eager")
@@ -99,7 +102,21 @@ def routed(model: Any, layers: Sequence[nn.Module], run: Attending) -> Iterator[
     finally:
         for i, config in configs.items():
             config._attn_implementation_internal = before[i]
-        _running.reset(token)
+        for m in modules:
+            _leave(id(m), run)
+
+
+def _leave(key: int, run: Attending) -> None:
+    stack = _taken[key]  # blocks need not close in the order of their opening
+    del stack[len(stack) - 1 - stack[::-1].index(run)]
+    if not stack:
+        del _taken[key]
+
+
+def in_charge(module: nn.Module, run: Attending) -> bool:
+    """Whether it is this run that takes over the attention of a decoder's module now."""
+    stack = _taken.get(id(module))
+    return stack is not None and stack[-1] is run
 
 
 def layer_kinds(text_config: Any, count: int) -> list[str]:

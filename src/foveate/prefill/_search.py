@@ -25,6 +25,7 @@ from foveate.core.errors import InputError, SettingError
 from foveate.core.schedule import Schedule
 
 EIGHTHS = tuple(Fraction(i, 8) for i in range(1, 9))
+ROUNDING = 1e-9  # shares of questions are no exact doubles: 0.8 - 0.1 is above 0.7
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def g_search(
         while low < high:
             middle = (low + high) // 2
             tried = _from(found, place, allowed[middle])
-            if scored(tried) >= dense - tolerance:
+            if scored(tried) >= dense - tolerance - ROUNDING:
                 high = middle
             else:
                 low = middle + 1

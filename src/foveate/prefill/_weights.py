@@ -31,7 +31,9 @@ def shapes(weights: str, method: str) -> Shapes:
 
 
 def loaded(weights: str, method: str, device: Any) -> dict[str, Any]:
-    """The tensors of a file as float32 on a device (torch); CheckpointError if it cannot be read."""
+    """The tensors of a file as float32 on a device (torch); CheckpointError if it cannot be read or
+    holds numbers that are not finite.
+    """
     return _tensors(weights, method, _stamp(weights, method), str(device))
 
 
@@ -78,6 +80,13 @@ def _tensors(weights: str, method: str, stamp: tuple[int, int], device: str) -> 
     from safetensors.torch import load_file
 
     try:
-        return {name: x.float() for name, x in load_file(weights, device=device).items()}
+        found = {name: x.float() for name, x in load_file(weights, device=device).items()}
     except SafetensorError as error:
         raise CheckpointError(f"{method}: {weights} is truncated or damaged: {error}") from None
+    for name, x in found.items():
+        if not bool(x.isfinite().all()):
+            raise CheckpointError(
+                f"{method}: {name} of {weights} has numbers that are not finite; give the weights of a "
+                "training that converged"
+            )
+    return found

@@ -76,14 +76,12 @@ class AIMPageRank(PrefillMethod):
         Fraction(11, 14), "layer from which no visual token is left, or share of the depth"
     )
     rounds: int = setting(5, "rounds of PageRank", low=1)
-    temperature: float = setting(0.1, "divisor of the logits, above 0")
+    temperature: float = setting(0.1, "divisor of the logits", low=1e-6)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("l1", "l2"):
             _stairs.check_places((getattr(self, name),), f"aim-pagerank: {name}")
-        if self.temperature <= 0:
-            raise SettingError(f"aim-pagerank: temperature = {self.temperature} must be above 0")
 
     def bounds(self, count: int) -> tuple[int, int]:
         """l1 and l2 in a model with `count` layers."""

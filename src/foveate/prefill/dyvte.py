@@ -145,6 +145,7 @@ class DyVTE(PrefillMethod):
         wanted = _wanted(shapes, layer - 1, int(view.hidden.shape[1]))
         _weights.check(shapes, wanted, self.name, weights)
         u = text_states(view.hidden, view.modality, visual)
+        arrays.check_finite(u[None, :], "text states")
         keep, leave = self._logits(weights, layer - 1, u)
         if arrays.quantum(np.asarray(leave - keep)) <= 0:
             return Route(), state

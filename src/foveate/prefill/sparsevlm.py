@@ -6,17 +6,24 @@ Inference", ICML 2025, arXiv 2410.04417. Raters are chosen once, on the input em
 visual tokens and T words, R = softmax over words of V Tᵀ, mean over visual tokens, a word above the
 mean of R rates. After three layers (2, 6 and 15 of 32) a visual token's score is the raters' mean
 attention to it in that layer, and the best go on to the next one. Version 2 averages the 14 heads
-that look at the picture most. Version 1 (`recycle`) averages all heads, and of the dropped tokens
-clusters the best int(0.3 · dropped) + 1 by density peaks into int(that / 10) + 1 means, which go on too.
-The default ratios are the released 300, 200 and 110 of 576; 303, 110, 36 and 66, 30, 17 are theirs
-for smaller budgets.
+that look at the picture most, and divides each rater's attention by what positions alone would give:
+its row if all queries and keys were ones before they are rotated (`debias`). Version 1 (`recycle`)
+averages all heads, undivided, and of the dropped tokens clusters the best int(0.3 · dropped) + 1 by
+density peaks into int(that / 10) + 1 means, which go on too. The default ratios are the 300, 200 and
+110 of 576 released for version 1, whose clusters come on top; for smaller budgets it has 303, 110, 36
+and 66, 30, 17. Version 2 has 300, 200, 118 and 66, 34, 20.
 
-Differs from the authors' code: version 2 also divides the attention by what rotary positions alone
-would give, which is not done here; a merged token takes the place of its cluster's centre, where
-theirs stand behind the others; ties go to the lowest index, not to noise; where no word is above the
-mean, all rate; shares count the tokens that entered.
+Reconstructed in version 2: heads are chosen by undivided attention; the row of ones is the softmax over
+the tokens that the rater sees, and a token that it does not see scores 0.
 
-Cost: O(H r S a) a stage for r raters, O(V T D) once; recycling of x tokens O(x² D).
+Differs from the authors' code: words are the text behind the last picture without special tokens,
+where theirs are all of it, and without any the last token rates; a merged token takes the place of
+its cluster's centre, where theirs stand behind the others; ties go to the lowest index, not to noise;
+where no word is above the mean, all rate; shares count the tokens that entered. The authors' vectors
+that this agrees with leave the division out.
+
+Cost: O(H r S a) a stage for r raters, O(V T D) once; recycling of x tokens O(x² D). The division runs
+one layer's norm and rotary step once more a stage, without its projections.
 """
 
 from __future__ import annotations
@@ -28,6 +35,7 @@ import numpy as np
 
 from foveate.core import Paper, arrays, register, setting
 from foveate.core.density import density_peaks
+from foveate.core.errors import SettingError, UnsupportedError
 from foveate.core.language import LayerView, PrefillMethod, Route
 from foveate.core.method import Evidence
 from foveate.core.views import Array, Reduction
@@ -55,6 +63,14 @@ def looking(rows: Array, visual: np.ndarray, heads: int) -> np.ndarray:
     seen = xp.astype(arrays.take(xp.permute_dims(rows, (2, 0, 1)), visual), arrays.wide(rows))
     mass = xp.sum(xp.sum(seen, axis=0), axis=1)
     return arrays.top_k(mass, heads)
+
+
+def unbiased(rows: Array, alone: Array) -> Array:
+    """Attention rows (H, r, S) over what positions alone would give, (r, S); 0 where these give 0."""
+    xp = arrays.namespace(rows)
+    share = xp.astype(alone, arrays.wide(rows))[None, :, :]
+    seen = share > 0
+    return xp.where(seen, xp.astype(rows, share.dtype), 0.0) / xp.where(seen, share, 1.0)
 
 
 def recycled(hidden: Array, kept: np.ndarray, scores: np.ndarray) -> Reduction:
@@ -115,6 +131,9 @@ class SparseVLM(PrefillMethod):
     )
     heads: int = setting(14, "heads whose attention counts, without recycle", low=1)
     recycle: bool = setting(False, "cluster some of the dropped tokens and keep the means")
+    debias: bool | None = setting(
+        None, "divide attention by what positions alone would give; none = without recycle"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -122,6 +141,10 @@ class SparseVLM(PrefillMethod):
         _stairs.check_places(places, "sparsevlm: at")
         shares = _stairs.fractions(self.ratios, "sparsevlm: ratios")
         _stairs.check_shares(shares, len(places), "sparsevlm: ratios")
+        if self.recycle and self.debias:
+            raise SettingError(
+                "sparsevlm: debias=true divides as version 2 does, recycle=true is version 1; drop one"
+            )
 
     def _at(self, count: int) -> tuple[int, ...]:
         places = _stairs.fractions(self.at, "sparsevlm: at")
@@ -134,6 +157,7 @@ class SparseVLM(PrefillMethod):
         visual = view.visual
         if layer == 0:
             words = np.flatnonzero(view.question)
+            words = words[words > visual[-1]]  # words before a picture cannot have seen it
             chosen = raters(view.hidden, visual, words) if words.size else words
             return Route(), view.origin[chosen]
         share = _stairs.fractions(self.ratios, "sparsevlm: ratios")[
@@ -142,12 +166,22 @@ class SparseVLM(PrefillMethod):
         k = min(_stairs.count_of(share, view.entered), visual.size)
         if k == visual.size:
             return Route(), state
-        # Without any word the last token rates, whichever that is here.
+        # Without any such word the last token rates, whichever that is here.
         rating = np.searchsorted(view.origin, state) if state.size else [len(view.modality) - 1]
         rows = view.rows(rating, "previous")
         if not self.recycle:
             chosen = looking(rows, visual, min(self.heads, int(rows.shape[0])))
-            return Route(keep=best(attended(arrays.take(rows, chosen), visual), k)), state
+            rows = arrays.take(rows, chosen)
+            if self.debias is not False:
+                rows = unbiased(rows, self.alone(view, rating))
+            return Route(keep=best(attended(rows, visual), k)), state
         scores = attended(rows, visual)
         kept = best(scores, k).anchor
         return Route(keep=recycled(arrays.take(view.hidden, visual), kept, scores)), state
+
+    def alone(self, view: LayerView, rating: Any) -> Array:
+        """The raters' attention (r, S) from positions alone; UnsupportedError says what to set."""
+        try:
+            return view.position_rows(rating, "previous")
+        except UnsupportedError as error:
+            raise UnsupportedError(f"{error}; set debias=false") from None
