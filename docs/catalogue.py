@@ -203,7 +203,7 @@ def inside(method: type[Method]) -> list[str]:
     out = []
     if guided:
         out.append("It needs a small sibling that splits pictures into the same tokens: "
-                   "`Engine(..., guide=)`. `attach` and the command line have none, and refuse.")  # fmt: skip
+                   "`Engine(..., guide=)`, or `--guide` on the command line. `attach` refuses.")  # fmt: skip
     if reads:
         out.append("A layer whose attention it reads must keep keys and values: where that is a layer "
                    "of linear attention, the plan is refused.")  # fmt: skip
@@ -298,7 +298,8 @@ def page(method: type[Method], known: dict[str, Family]) -> str:
         registry.build(*plan.split(":")[:1], **({"keep": "1/4"} if ":" in plan else {}))
     except ValueError:
         return "\n".join(lines)
-    lines += ["## Try it", "", "```sh", f'{ask} --plan "{plan}" --compare', "```"]
+    guide = " --guide lab-pair" if issubclass(method, GuidedMethod) else ""
+    lines += ["## Try it", "", "```sh", f'{ask} --plan "{plan}"{guide} --compare', "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from PIL import Image
 
 from foveate.cli import savings
 from foveate.lab import pair_path
-from tests.cli.cli_cases import call, last_json
+from tests.cli.cli_cases import call, last_json, process
 
 STAIRS = "pyramiddrop:at=2 3 5"  # 16 tokens of the tiny model: 16 16 8 4 4 2
 MEAN = (16 + 16 + 8 + 4 + 4 + 2) / 6
@@ -128,3 +129,122 @@ def test_a_guide_that_is_nowhere_is_refused_before_a_model_starts(
     for guide in (tmp_path, " "):
         done = call(*asked, guide)
         assert done.exit_code in (2, 5) and "Traceback" not in done.stderr and done.stderr
+
+
+def _scores(path: Path) -> Path:
+    path.write_text(json.dumps({"scores": [[1.0] * 4] * 6}), encoding="utf-8")
+    return path
+
+
+def test_a_plan_may_end_with_the_name_of_a_json_file(
+    llava: Path, picture: Path, tmp_path: Path
+) -> None:
+    """It was taken for a plan's file, so that the scores of heads could not be named."""
+    heads = _scores(tmp_path / "heads.json")
+    done = call("run", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2,
+                "--plan", f"sparsemm:keep=1/2,heads={heads}")  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    done = call("run", picture, "-q", "what ?", "--plan", "absent.json")
+    assert done.exit_code == 2 and "no plan file" in done.stderr
+
+
+def test_an_empty_plan_is_refused(picture: Path, no_model: None) -> None:
+    """It ran with all tokens, as a variable that was never set does not mean."""
+    done = call("run", picture, "-q", "what ?", "--plan", " ")
+    assert done.exit_code == 2 and "none" in done.stderr
+
+
+def test_what_a_cache_policy_kept_is_said(llava: Path, picture: Path, tmp_path: Path) -> None:
+    words = (picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2)
+    plan = ("--plan", "snapkv:keep=1/2,window=4")
+    done = call("run", *words, *plan)
+    assert "KV cache" in done.stderr and " of " in done.stderr, done.stderr
+    done = call("explain", *words, *plan, "--out", tmp_path / "sheet.png")
+    assert "KV cache" in done.stdout
+    done = call("run", *words)
+    assert "KV cache" not in done.stderr
+
+
+def test_ratios_count_tokens_that_leave_inside(llava: Path, picture: Path) -> None:
+    done = call("run", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2, "--plan",
+                STAIRS, "--compare", "--json")  # fmt: skip
+    (result,) = last_json(done.stdout)["results"]
+    assert result["ratio"]["tokens_by_layer"] == round(MEAN / 16, 4)
+
+
+def test_compare_tells_the_bytes_of_the_cache(llava: Path, picture: Path, tmp_path: Path) -> None:
+    words = ("compare", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2,
+             "--methods", "fastv", "--plan", "snapkv:keep=1/2,window=4", "--out",
+             tmp_path / "page.html")  # fmt: skip
+    found = {m["name"]: m for m in last_json(call(*words, "--json").stdout)["methods"]}
+    whole, less = (found[n]["kv_bytes"] for n in ("all tokens", "snapkv:keep=1/2,window=4"))
+    assert 0 < less < whole and "KV kB" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert " KV " in call(*words).stdout
+
+
+def test_one_plan_without_its_weights_does_not_cost_the_others_their_panels(
+    llava: Path, picture: Path, tmp_path: Path
+) -> None:
+    absent = "dyvte:weights=absent.safetensors"
+    words = (picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2)
+    target = tmp_path / "sheet.png"
+    done = call("explain", *words, "--plan", "fastv", "--plan", absent, "--out", target)
+    assert done.exit_code == 2 and target.is_file() and "absent.safetensors" in done.stderr
+    page = tmp_path / "page.html"
+    done = call("compare", *words, "--methods", "fastv", "--plan", absent, "--out", page, "--json")
+    assert done.exit_code == 0 and page.is_file(), done.stderr
+    found = {m["name"]: m for m in last_json(done.stdout)["methods"]}
+    assert "absent.safetensors" in found[absent]["error"]["message"]
+
+
+def test_explain_and_compare_follow_a_guide(picture: Path, tmp_path: Path) -> None:
+    words = (picture, "-q", "what shape is red ?", "--max-new-tokens", 4, "--guide", "lab-pair")
+    done = call("explain", *words, "--plan", "sgl", "--out", tmp_path / "sheet.png", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert last_json(done.stdout)["results"][1]["report"]["ms"]["guide"] > 0
+    done = call("compare", *words, "--methods", "sgl", "--out", tmp_path / "page.html", "--json")
+    found = {m["name"]: m for m in last_json(done.stdout)["methods"]}
+    assert found["sgl"]["error"] is None and found["sgl"]["ms"]["guide"] > 0
+    assert "guide ms" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    done = call("compare", *words, "--methods", "sgl", "--out", tmp_path / "page.html")
+    assert "guide" in done.stdout
+    done = call("run", *words, "--plan", "sgl", "--compare")
+    assert any("guide" in x and " ms" in x for x in done.stdout.splitlines())
+
+
+def test_without_a_guide_explain_says_how_to_name_one(picture: Path, tmp_path: Path) -> None:
+    words = (picture, "-q", "what ?", "--max-new-tokens", 2)
+    done = call("explain", *words, "--plan", "sgl", "--out", tmp_path / "sheet.png")
+    assert done.exit_code == 5 and "--guide" in done.stderr
+    done = call("explain", *words, "--plan", "fastv", "--guide", "lab-pair")
+    assert done.exit_code == 2 and "--guide is for plans" in done.stderr
+    done = call("compare", *words, "--methods", "fastv", "--guide", "lab-pair")
+    assert done.exit_code == 2 and "--guide is for plans" in done.stderr
+
+
+def test_names_and_counts_stay_whole_in_the_narrow_table(llava: Path, picture: Path) -> None:
+    """80 columns, as in a pipe: `pyramiddrop` and `196 / 196` were cut in two."""
+    done = call("compare", picture, "-q", "what ?", "--model", llava, "--max-new-tokens", 2,
+                "--methods", "pyramiddrop,aim-pagerank", "--out", picture.with_suffix(".html"))  # fmt: skip
+    assert all(f" {n} " in done.stdout for n in ("pyramiddrop", "aim-pagerank", "downscale"))
+    table = done.stdout.splitlines()[:-1]  # the last line names the page
+    assert " 16/16 " in done.stdout and max(map(len, table)) <= 80
+
+
+def test_list_tells_the_budget_of_a_cache() -> None:
+    shown = " ".join(call("list", "--stage", "memory").stdout.split())
+    assert "keep, entries, bytes" in shown and "(any)" not in shown
+
+
+def test_the_probe_of_heads_answers_bad_input_in_one_line(tmp_path: Path) -> None:
+    for words in (
+        ("--out", tmp_path / "x.txt"),
+        ("--out", tmp_path / "absent" / "x.json", "--n", 1),
+        ("--out", tmp_path / "x.json", "--n", 0),
+        ("--out", tmp_path / "x.json", "--model", tmp_path / "absent"),
+    ):
+        code = "import sys; from foveate.lab import head_probe; sys.exit(head_probe.main())"
+        done = process(*words, code=code)
+        assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr
+        assert done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+        assert not list(tmp_path.iterdir())

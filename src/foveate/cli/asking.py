@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from foveate.cli import console, options
 from foveate.cli.sources import Item
-from foveate.core.errors import UnsupportedError
+from foveate.core.errors import CheckpointError, InputError, SettingError, UnsupportedError
+from foveate.core.language import GuidedMethod
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -63,7 +64,21 @@ class Asked:
         return self.compare or not self.plan.is_identity
 
 
+# What a plan is refused with on one model: a layer that it does not have, weights of another model.
+UNABLE = (UnsupportedError, SettingError, CheckpointError)
 Pair = tuple["Answer | None", "Answer | None"]
+
+
+def follows_guide(plan: Plan) -> bool:
+    """Whether a plan follows a small sibling of the model."""
+    return isinstance(plan.stage("prefill"), GuidedMethod)
+
+
+def check_guide(plans: Sequence[Plan], guide: str | None) -> None:
+    """InputError for a guide that no plan follows, before any model is loaded."""
+    if guide is not None and not any(map(follows_guide, plans)):
+        named = ", ".join(str(p) for p in plans)
+        raise InputError(f"--guide is for plans that follow one, such as sgl:keep=1/2; not {named}")
 
 
 def answer_all(

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from foveate.cli import console, options, record
-from foveate.cli.asking import Task
+from foveate.cli.asking import Task, check_guide
 from foveate.cli.compare_run import FULL, Entry, Look, Outcome, compare_all, figures, line_up
 from foveate.cli.options import Loading, made_folder, open_engine
+from foveate.cli.savings import short
 from foveate.cli.sources import collect
 from foveate.core import registry
 from foveate.core.errors import FoveateError, InputError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 METHODS = "visionzip,vispruner,fastervlm,divprune,scope,holov,cdpruner-lm,prumerge-plus"
 RENDERED = 20
 STAGES = ("pixels", "tower", "tokens", "prefill")
-SHOWN = (("encode", "encode"), ("select", "select"), ("prefill", "prefill"), ("decode", "decode"))
+SHOWN = ("encode", "select", "prefill", "decode")
 
 
 def compare(
@@ -42,7 +43,10 @@ def compare(
         list[str] | None,
         typer.Option("--plan", help="A whole plan to stand beside; may be given again."),
     ] = None,
-    keep: Annotated[str, typer.Option(help="Share of the visual tokens each method keeps.")] = "1/4",
+    keep: Annotated[
+        str, typer.Option(help="Share of the visual tokens each method keeps; of the KV entries for "
+                          "a cache policy.")
+    ] = "1/4",
     rendered: Annotated[
         int | None,
         typer.Option(min=1, help="How many rendered pictures, with their own questions and truths."
@@ -61,6 +65,7 @@ def compare(
     max_frames: options.MaxFrames = options.MAX_FRAMES,
     allow_url: options.AllowUrl = False,
     text_tower: options.TextTower = None,
+    guide: options.Guide = None,
 ) -> int:  # fmt: skip
     """Put methods side by side on the same pictures: tokens, agreement with the full answer, time by stage.
 
@@ -69,6 +74,7 @@ def compare(
     """
     share = _share(keep)
     entries = line_up(_names(methods), plan or [], share)
+    check_guide([e.plan for e in entries if not e.control and e.name != FULL], guide)
     looks = _looks(sources or [], question, rendered, seed, allow_url)
     target = _page_file(out)
     engine = open_engine(
@@ -81,6 +87,7 @@ def compare(
             max_frames,
             allow_url,
             text_tower=text_tower,
+            guide=guide,
         )
     )
     with console.counted("comparing", len(entries) * (len(looks) + 1)) as done:
@@ -196,31 +203,37 @@ def _leave(outcome: Outcome) -> int:
 
 
 def _table(outcome: Outcome) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     known = any(look.truth is not None for look in outcome.looks)
-    table = Table(title=f"{len(outcome.looks)} questions", title_justify="left", title_style="bold")
-    table.add_column("method", overflow="fold")
-    heads = ["kept of", "same answer", *(["right"] if known else []), *(s for _, s in SHOWN)]
+    found = {e.name: figures(outcome.column(e)) for e in outcome.entries}
+    shown = (*([record.GUIDE] if any(record.GUIDE in f.ms for f in found.values()) else []), *SHOWN)
+    # Tight and without walls, so that nine columns and a method's name fit 80 characters.
+    table = Table(title=f"{len(outcome.looks)} questions, times in ms", title_justify="left",
+                  title_style="bold", box=SIMPLE_HEAD, padding=0)  # fmt: skip
+    table.add_column("method", overflow="fold", min_width=13)
+    heads = ["kept", "same", *(["right"] if known else []), *shown, "KV"]
     for name in heads:
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for entry in outcome.entries:
         if entry.error is not None:
             row = ["n/a", *[""] * (len(heads) - 1)]
         else:
-            f = figures(outcome.column(entry))
-            tokens = "-" if f.tokens_in is None else f"{f.tokens_kept:.0f} / {f.tokens_in:.0f}"
+            f = found[entry.name]
+            tokens = "-" if f.tokens_in is None else f"{f.tokens_kept:.0f}/{f.tokens_in:.0f}"
             row = [tokens, _of(f.agreement)]
             row += [_of(f.accuracy)] if known else []
-            row += [record.milliseconds(f.ms.get(phase)) for phase, _ in SHOWN]
-        shown = Text(entry.name, style="dim" if entry.control or entry.error else "")
-        table.add_row(shown, *row, end_section=entry.name == FULL)
+            row += [record.milliseconds(f.ms.get(phase)).removesuffix(" ms") for phase in shown]
+            row += ["-" if f.kv_bytes is None else f"{short(f.kv_bytes)}B"]
+        label = Text(entry.name, style="dim" if entry.control or entry.error else "")
+        table.add_row(label, *row, end_section=entry.name == FULL)
     return table
 
 
 def _of(share: Any) -> str:
-    return "-" if share is None else f"{share.hits} of {share.of}"
+    return "-" if share is None else f"{share.hits}/{share.of}"
 
 
 def _as_json(outcome: Outcome, mrope: bool) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from foveate.cli.compare_run import Cell, Entry, Figures, Look, Outcome, Share, 
 from foveate.cli.compare_style import STYLE
 from foveate.cli.console import plain
 from foveate.cli.list import describe, paper_text
-from foveate.cli.record import milliseconds
+from foveate.cli.record import GUIDE, milliseconds
 from foveate.core.report import PHASES
 
 # The policy forbids every fetch: the page is complete, and whoever opens it tells no one.
@@ -60,7 +60,9 @@ def page(outcome: Outcome, facts: Mapping[str, object]) -> str:
     known = any(look.truth is not None for look in outcome.looks)
     longest = max((sum(f.ms.values()) for f in found.values()), default=0.0)
     heads = ["method", "kept", "of", "same answer", *(["right"] if known else []), "time"]
-    heads += [*(f"{p} ms" for p in PHASES), "first token ms"]
+    guided = any(GUIDE in f.ms for f in found.values())
+    phases = (*([GUIDE] if guided else []), *PHASES)
+    heads += [*(f"{p} ms" for p in phases), "first token ms", "KV kB"]
     head = "".join(f'<th scope="col">{escape(h)}</th>' for h in heads)
     count = len(outcome.looks)
     return PAGE.substitute(
@@ -72,8 +74,10 @@ def page(outcome: Outcome, facts: Mapping[str, object]) -> str:
             for k, v in facts.items()
         ),
         head=head,
-        rows="\n".join(_row(e, found[e.name], known, longest, len(heads)) for e in outcome.entries),
-        key="".join(f'<span><i class="{p}"></i>{p}</span>' for p in PHASES),
+        rows="\n".join(
+            _row(e, found[e.name], known, longest, len(heads), phases) for e in outcome.entries
+        ),
+        key="".join(f'<span><i class="{p}"></i>{p}</span>' for p in phases),
         reading="".join(f"<p><small>{escape(line)}</small></p>" for line in _reading(known)),
         pictures="\n".join(
             _look(outcome, look, row) for look, row in zip(outcome.looks, outcome.rows, strict=True)
@@ -97,6 +101,7 @@ def _reading(known: bool) -> list[str]:
         "Kept, of: visual tokens of a picture, means; over the language model's layers where tokens "
         "leave inside it, and the lit patches are those that go deepest. "
         "Same answer: word for word that of all tokens. "
+        "KV kB: keys and values that the device holds at the end of an answer, a mean. "
         "The bars are 95 % intervals of each share: differences that are small beside them may be chance.",
         "Times are medians of wall-clock milliseconds on the machine that wrote this page; the median "
         "of a sum is not the sum of medians. Preprocess holds what pixel methods do.",
@@ -106,7 +111,9 @@ def _reading(known: bool) -> list[str]:
     return lines
 
 
-def _row(entry: Entry, f: Figures, known: bool, longest: float, columns: int) -> str:
+def _row(
+    entry: Entry, f: Figures, known: bool, longest: float, columns: int, phases: tuple[str, ...]
+) -> str:
     kind = (
         "control"
         if entry.control
@@ -120,13 +127,14 @@ def _row(entry: Entry, f: Figures, known: bool, longest: float, columns: int) ->
         return f'{head}<td class="reason left" colspan="{columns - 1}">not on this model: {reason}</td></tr>'
     cells = [_number(f.tokens_kept), _number(f.tokens_in), _share(f.agreement)]
     cells += [_share(f.accuracy)] if known else []
-    cells += [_bar(f, longest), *(_ms(f.ms.get(p)) for p in PHASES), _ms(f.ttft_ms)]
+    cells += [_bar(f, longest), *(_ms(f.ms.get(p)) for p in phases), _ms(f.ttft_ms)]
+    cells += [_number(None if f.kv_bytes is None else f.kv_bytes / 1000)]
     return head + "".join(f"<td>{c}</td>" for c in cells) + "</tr>"
 
 
 def _bar(f: Figures, longest: float) -> str:
     """Stages beside each other, in the scale of the slowest entry."""
-    parts = [p for p in PHASES if p in f.ms and longest]
+    parts = [p for p in (GUIDE, *PHASES) if p in f.ms and longest]
     inner = "".join(
         f'<i class="{p}" style="width:{100 * f.ms[p] / longest:.2f}%" '
         f'title="{p} {milliseconds(f.ms[p])}"></i>'

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from foveate.cli.asking import Task, pictures_of
+from foveate.cli.asking import UNABLE, Task, pictures_of
+from foveate.cli.record import GUIDE
 from foveate.core import registry
 from foveate.core.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.core.plan import Plan
@@ -153,10 +154,7 @@ def _warm_up(engine: Engine, entry: Entry, looks: list[Look]) -> None:
     for look in looks:
         try:
             answer = engine.generate([look.request], entry.plan, max_new_tokens=1)[0]
-        except (
-            UnsupportedError,
-            SettingError,
-        ) as error:  # or a layer that this model does not have
+        except UNABLE as error:
             entry.error = error
             return
         if answer.error is None:
@@ -258,8 +256,8 @@ class Share:
 
 @dataclass(frozen=True)
 class Figures:
-    """One entry over all pictures: mean tokens, medians of milliseconds, shares. Tokens kept are a
-    mean over the layers of the language model where a method drops them inside it.
+    """One entry over all pictures: mean tokens and KV bytes, medians of milliseconds, shares. Tokens
+    kept are a mean over the layers of the language model where a method drops them inside it.
     """
 
     answered: int
@@ -269,6 +267,7 @@ class Figures:
     accuracy: Share | None
     ms: dict[str, float]
     ttft_ms: float | None
+    kv_bytes: float | None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -279,13 +278,15 @@ class Figures:
             "accuracy": self.accuracy.to_dict() if self.accuracy else None,
             "ms": {k: round(v, 3) for k, v in self.ms.items()},
             "ttft_ms": round(self.ttft_ms, 3) if self.ttft_ms is not None else None,
+            "kv_bytes": self.kv_bytes,
         }
 
 
 def figures(cells: Sequence[Cell]) -> Figures:
     reports = [c.report for c in cells if c.report is not None]
     first = [r.ttft_ms for r in reports if r.ttft_ms is not None]
-    phases = {p: [r.ms[p] for r in reports if p in r.ms] for p in PHASES}
+    phases = {p: [r.ms[p] for r in reports if p in r.ms] for p in (GUIDE, *PHASES)}
+    cached = [r.kv_bytes for r in reports if r.kv_bytes is not None]
     return Figures(
         answered=len(reports),
         tokens_in=statistics.fmean(r.visual_tokens_in for r in reports) if reports else None,
@@ -294,6 +295,7 @@ def figures(cells: Sequence[Cell]) -> Figures:
         accuracy=_share([c.right for c in cells if c.right is not None]),
         ms={p: statistics.median(found) for p, found in phases.items() if found},
         ttft_ms=statistics.median(first) if first else None,
+        kv_bytes=statistics.fmean(cached) if cached else None,
     )
 
 

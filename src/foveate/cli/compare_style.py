@@ -6,11 +6,13 @@ STYLE = """
 :root { color-scheme: light dark;
   --paper: #fbfaf7; --card: #ffffff; --ink: #1d1f24; --soft: #656872; --line: #e2dfd7;
   --tint: #f3f1ea; --accent: #b4530a; --good: #1a7f4b; --bad: #b3362b; --same: #dcefe3; --other: #f7e2dd;
-  --encode: #3d6fb6; --select: #d9822b; --prefill: #7a58b8; --decode: #8f9aa8; --preprocess: #57a6a1; }
+  --encode: #3d6fb6; --select: #d9822b; --prefill: #7a58b8; --decode: #8f9aa8; --preprocess: #57a6a1;
+  --guide: #b0568c; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14161a; --card: #1c1f25; --ink: #e8e6e1; --soft: #9da1ab; --line: #31353d;
   --tint: #23272e; --accent: #f0a35c; --good: #6fcf97; --bad: #f08b80; --same: #1d3a2a; --other: #472722;
-  --encode: #6f9fe0; --select: #f0a35c; --prefill: #a98ae0; --decode: #6d7785; --preprocess: #6cc2bc; } }
+  --encode: #6f9fe0; --select: #f0a35c; --prefill: #a98ae0; --decode: #6d7785; --preprocess: #6cc2bc;
+  --guide: #d489b5; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
@@ -50,7 +52,7 @@ td.reason { white-space: normal; color: var(--soft); min-width: 280px; }
 .key i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
 .encode { background: var(--encode); } .select { background: var(--select); }
 .prefill { background: var(--prefill); } .decode { background: var(--decode); }
-.preprocess { background: var(--preprocess); }
+.preprocess { background: var(--preprocess); } .guide { background: var(--guide); }
 details { border: 1px solid var(--line); border-radius: 10px; background: var(--card); margin: 12px 0; }
 summary { cursor: pointer; padding: 12px 16px; display: flex; flex-wrap: wrap; gap: 2px 14px;
   align-items: baseline; list-style: none; }

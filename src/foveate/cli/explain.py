@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveate.cli import console, options, record, savings
-from foveate.cli.asking import Asked, Task, answer_all, pictures_of
+from foveate.cli.asking import UNABLE, Asked, Task, answer_all, check_guide, pictures_of
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import collect
-from foveate.core.errors import FoveateError, InputError, SettingError, UnsupportedError
+from foveate.core.errors import FoveateError, InputError, UnsupportedError
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -45,11 +45,12 @@ def explain(
     max_frames: options.MaxFrames = options.MAX_FRAMES,
     allow_url: options.AllowUrl = False,
     text_tower: options.TextTower = None,
+    guide: options.Guide = None,
 ) -> int:
     """Draw which patches several plans keep of one picture, and show what the model answers with each.
 
     The first panel is the picture with all its tokens. A plan that this model cannot serve gets a panel
-    that says why, and the command leaves with 5.
+    that says why, and the command leaves with 5; with 2 where a setting or a file is wrong.
     """
     plans = [Plan.load(text) for text in plan]
     if not question.strip():
@@ -57,6 +58,7 @@ def explain(
     items = collect([picture], allow_url)
     if len(items) != 1:
         raise InputError(f"{picture} holds {len(items)} pictures; explain shows one, name it")
+    check_guide(plans, guide)
     target = output_file(out, "--out") or out
     engine = open_engine(
         Loading(
@@ -68,6 +70,7 @@ def explain(
             max_frames,
             allow_url,
             text_tower=text_tower,
+            guide=guide,
         )
     )
     task = Task((items[0],))
@@ -88,7 +91,7 @@ def _answered(
     asked = Asked(plan, max_new_tokens=max_new_tokens)
     try:
         full, kept = answer_all(engine, [task.request(question, None)], asked)[0]
-    except (UnsupportedError, SettingError) as error:  # a layer that this model does not have
+    except UNABLE as error:
         return error
     answer = kept or full
     if answer is None:
@@ -126,7 +129,8 @@ def _panel(
         raise InputError("the engine gave no report")
     kept, whole = run.report.visual_tokens_kept, run.report.visual_tokens_in
     share = f"{kept} of {whole} tokens ({run.report.keep_ratio:.0%})"
-    lines = (share, *record.inside(run.report), *record.stamps(run.report), f"answer: {run.text}")
+    inner = (*record.inside(run.report), *record.held(run.report))
+    lines = (share, *inner, *record.stamps(run.report), f"answer: {run.text}")
     try:
         return Panel(beside(pictures_of(engine, task, plan, run)), name, lines)
     except UnsupportedError as error:

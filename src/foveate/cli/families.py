@@ -130,7 +130,7 @@ def as_table(data: dict[str, Any]) -> Group:
     reasons: dict[str, int] = {}
     for family, entry in data["families"].items():
         name, _, encode, _, _, video, positions, reason = cells(family, entry)
-        what = Text(encode, style=style.get(encode, ""))
+        what = Text(encode.replace("-", " "), style=style.get(encode, ""))
         if reason:
             what.append(f" [{reasons.setdefault(reason, len(reasons) + 1)}]", style="not bold")
         facts = list(entry.get("facts", ())) + ["merge"] * bool(entry.get("merge_before_projector"))

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 BUDGET = tuple(f.name for f in dataclasses.fields(Budgeted))
 CAPTION = (
-    "Budget: exactly one of keep (a share, such as 1/4), per_image, per_request (tokens). "
+    "Budget: exactly one of keep (a share, such as 1/4), per_image, per_request (tokens); of a KV cache "
+    "exactly one of keep, entries, bytes. "
     "Evidence: golden = agrees with vectors from the authors' code; reference = with a plain "
     "computation of the formula; reconstructed = the paper left gaps, the docstring says which; "
     "control = a baseline. Counts: image = kept tokens follow from grid and budget; request = only "
@@ -106,7 +107,8 @@ def settings_lines(row: dict[str, Any]) -> list[str]:
         if budget and s["name"] in BUDGET:
             continue
         default = "none" if s["default"] is None else str(s["default"]).lower()
-        lines.append(f"{s['name']}={default} ({s['range']})")
+        span = "" if s["range"] == "any" else f" ({s['range']})"
+        lines.append(f"{s['name']}={default}{span}")
     return lines
 
 

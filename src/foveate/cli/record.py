@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from foveate.cli.console import described, plain
+from foveate.cli.savings import short
 from foveate.core.report import PHASES, Report
 
 if TYPE_CHECKING:
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
     from foveate.engine.request import Answer
 
+GUIDE = "guide"  # the key of a small sibling's time, before the phases
 _STAMPS = 8  # time stamps that one line shows
 FIGURES = (
     ("visual_tokens", "visual_tokens_kept"),
+    ("tokens_by_layer", "tokens_by_layer"),
     ("prompt_tokens", "prompt_tokens"),
     ("kv_bytes", "kv_bytes"),
     ("ttft_ms", "ttft_ms"),
@@ -75,6 +78,7 @@ def summary(report: Report) -> str:
             f"{report.visual_tokens_kept} of {report.visual_tokens_in} visual tokens{share}"
         )
         parts += inside(report)
+    parts += held(report)
     parts.append(f"prompt {report.prompt_tokens} tokens")
     if report.ttft_ms is not None:
         parts.append(f"first token after {milliseconds(report.ttft_ms)}")
@@ -89,6 +93,14 @@ def inside(report: Report) -> list[str]:
     if not found or (found[-1] == found[0] >= report.visual_tokens_kept):
         return []
     return [f"{report.tokens_by_layer:.0f} a layer on average, {found[-1]} in the last"]
+
+
+def held(report: Report) -> list[str]:
+    """One line where a method acts on the KV cache: its bytes, of those that it would hold whole."""
+    if report.kv_bytes is None or not any(s.stage == "memory" for s in report.saved):
+        return []
+    whole = report.kv_bytes + sum(s.kv_bytes for s in report.saved)
+    return [f"KV cache {short(report.kv_bytes)}B of {short(whole)}B"]
 
 
 def stamps(report: Report) -> list[str]:
@@ -152,7 +164,7 @@ def stage_times(
 
     Medians, because one run that the machine interrupts would carry a mean.
     """
-    rows = [(p, _median(full, p), _median(plan, p)) for p in PHASES]
+    rows = [(p, _median(full, p), _median(plan, p)) for p in (GUIDE, *PHASES)]
     rows = [r for r in rows if r[1] is not None or r[2] is not None]
     first = [r.ttft_ms for r in full if r.ttft_ms is not None]
     second = [r.ttft_ms for r in plan if r.ttft_ms is not None]

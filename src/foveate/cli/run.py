@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from foveate.cli import console, options, record, savings
-from foveate.cli.asking import Asked, Pair, Task, answer_all, heading, pictures_of
+from foveate.cli.asking import (
+    Asked,
+    Pair,
+    Task,
+    answer_all,
+    check_guide,
+    follows_guide,
+    heading,
+    pictures_of,
+)
 from foveate.cli.options import Loading, open_engine, output_file, save_picture
 from foveate.cli.sources import Item, collect
 from foveate.core.errors import FoveateError, InputError, UnsupportedError
-from foveate.core.language import GuidedMethod
 from foveate.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -80,7 +88,11 @@ def run(
     )
     tasks = _tasks(collect(sources or [], allow_url), together or chat)
     _check(asked, tasks, question, chat=chat, stream=stream, as_json=as_json, picture=picture)
-    _check_guide(asked.plan, guide)
+    check_guide([asked.plan], guide)
+    if guide is None and follows_guide(asked.plan):
+        raise UnsupportedError(
+            f"{asked.plan} follows a small sibling of the model: name it with --guide"
+        )
     if compare and feature_cache is not None:
         raise InputError("--compare times the encoder: leave out --feature-cache")
     target = output_file(picture, "--picture")
@@ -152,18 +164,6 @@ def _check(
         console.note("note: no picture was given, the model answers from the words alone")
 
 
-def _check_guide(plan: Plan, guide: str | None) -> None:
-    """A guide and a plan that follows one come together."""
-    method = plan.stage("prefill")
-    follows = isinstance(method, GuidedMethod)
-    if method is not None and follows and guide is None:
-        raise UnsupportedError(
-            f"{method.name} follows a small sibling of the model: name it with --guide"
-        )
-    if guide is not None and not follows:
-        raise InputError(f"--guide is for plans that follow one, such as sgl:keep=1/2; not {plan}")
-
-
 def show(task: Task, asked: Asked, pair: Pair, *, several: bool, streamed: bool = False) -> None:
     """One request's answer or table on stdout, its notes on stderr."""
     answers = [a for a in pair if a is not None]
@@ -203,7 +203,8 @@ def _draw(
         except UnsupportedError as error:
             return error
         line = f"{answer.report.visual_tokens_kept} of {answer.report.visual_tokens_in} tokens kept"
-        lines = (line, *record.inside(answer.report), answer.text)
+        inner = (*record.inside(answer.report), *record.held(answer.report))
+        lines = (line, *inner, answer.text)
         panels.append(Panel(beside(shown), task.title, lines))
     if not panels:
         return InputError(f"{target} was not written: no request was answered")

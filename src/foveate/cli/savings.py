@@ -53,7 +53,7 @@ def cell(value: int, share: float | None) -> str:
     return f"{short(value)}{part}"
 
 
-def short(value: int) -> str:
+def short(value: float) -> str:
     """Three digits and a thousands unit: 1270000000 is `1.27 G`."""
     size, unit = float(value), 0
     while abs(size) >= 1000 and unit < len(_UNITS) - 1:

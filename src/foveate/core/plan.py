@@ -91,6 +91,11 @@ class Plan:
             return text
         if isinstance(text, Mapping):
             return Plan.from_dict(text)
+        if not isinstance(text, str):
+            raise PlanError(
+                f"a plan is text such as visionzip:keep=1/4, a Plan or a mapping, not "
+                f"{type(text).__name__}"
+            )
         body, *options = [part.strip() for part in text.strip().split(";")]
         built: list[Method] = []
         if body.lower() not in ("", "none"):
@@ -165,9 +170,12 @@ class Plan:
 
     @staticmethod
     def load(source: str) -> Plan:
-        """A plan from its text form or from a .toml or .json file."""
+        """A plan from its text form or from a .toml or .json file; "" is an error, unlike "none"."""
+        if not source.strip():
+            raise PlanError("the plan is empty; say none for all tokens")
         path = Path(source)
-        if path.suffix in (".toml", ".json"):
+        # The last setting of a text may itself name a file: sparsemm:keep=1/4,heads=heads.json
+        if path.suffix in (".toml", ".json") and (path.is_file() or "=" not in source):
             if not path.is_file():
                 raise PlanError(f"no plan file at {path}")
             text = path.read_text(encoding="utf-8")

@@ -48,8 +48,13 @@ class Attached:
 
     def __init__(self, adapter: AutoAdapter, plan: Plan) -> None:
         self.adapter = adapter
-        self.plan = plan
+        self._plan = plan
         self.last: Compressed | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """For the length of the block; another plan takes another block."""
+        return self._plan
 
 
 @contextlib.contextmanager
@@ -83,6 +88,8 @@ def attach(
         )
     inner: Any = compat.unwrap(model)
     adapter = adapter_for(inner)
+    if parsed.methods:
+        refuse_attached(inner)
     patches_of(adapter, parsed, processor)  # refuses what this tower cannot do
     specials = special_ids(adapter, processor)
     tower = reading_ids(text_tower, processor)
@@ -118,7 +125,7 @@ def attach(
         with lock:
             if run is not None:
                 run.idle()
-                refuse_own_caches(kwargs)
+                refuse_own_caches(kwargs, inner.generation_config)
             with torch.no_grad():
                 short = prepared({**compat.with_inferred_mask(inner, kwargs)})
             if short is None:
@@ -139,6 +146,12 @@ def attach(
         values.update(values.pop("kwargs", {}))
         if not has_media(adapter, values):
             return forward(*args, **kwargs)
+        if run is not None and run.method is not None and values.get("labels") is not None:
+            raise UnsupportedError(
+                f"labels beside {run.method.name}: tokens leave between layers, so that some labels "
+                "have no logits. Leave labels out and take the loss from the logits yourself, or drop "
+                f"{run.method.name} from the plan"
+            )
         with lock:
             short = prepared(values)
             if short is None:
@@ -150,6 +163,8 @@ def attach(
             compat.continue_positions(adapter, short.kwargs)
         return out
 
+    # For refuse_attached(); a block without methods inside another leaves that one's mark.
+    generate_with_plan.foveate_plan = parsed if parsed.methods else attached_plan(inner)  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
         stack.enter_context(compat.kept_state(inner.base_model))
         run = stack.enter_context(language_run(adapter, parsed))
@@ -158,6 +173,22 @@ def attach(
         # there.
         stack.enter_context(compat.instance_attribute(inner, "forward", forward_with_plan))
         yield state
+
+
+def attached_plan(model: Any) -> Plan | None:
+    """The plan of the block that a model is in, None outside of any and for plans without methods."""
+    found: Plan | None = getattr(model.generate, "foveate_plan", None)
+    return found
+
+
+def refuse_attached(model: Any) -> None:
+    """UnsupportedError where a plan acts on the model already: of two only one would be followed."""
+    outer = attached_plan(model)
+    if outer is not None:
+        raise UnsupportedError(
+            f"the model is attached already, to the plan {outer}: leave that block first, or give "
+            "one plan with the methods of both"
+        )
 
 
 def special_ids(adapter: AutoAdapter, processor: Any) -> frozenset[int]:

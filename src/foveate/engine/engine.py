@@ -15,7 +15,7 @@ from foveate.core.errors import FoveateError, InputError, MediaError
 from foveate.core.plan import Plan
 from foveate.core.report import Report
 from foveate.engine import guide as guiding
-from foveate.engine.attach import reading_ids, special_ids
+from foveate.engine.attach import reading_ids, refuse_attached, special_ids
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import Compressed, compress, refuse_later_stages
 from foveate.engine.language_door import (
@@ -129,10 +129,14 @@ class Engine:
         otherwise. A request that fails carries its error. A plan that this model cannot serve raises for all.
         """
         parsed = Plan.parse(plan)
+        if isinstance(requests, Request) or not all(isinstance(r, Request) for r in requests):
+            raise InputError("generate() takes a list of foveate.Request, one for each answer")
+        refuse_attached(self.model)
         refuse_later_stages(parsed)
         guiding.refuse(parsed, self.guide, streamer)
         if acts_inside(parsed):
-            refuse_own_caches(options)
+            # use_cache is set below, whatever the model's own config says.
+            refuse_own_caches({**options, "use_cache": True}, self.model.generation_config)
             LanguageRun(self.adapter, parsed)  # refuses what this model cannot run
         for name in _OURS:
             if name in options:

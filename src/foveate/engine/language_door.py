@@ -102,22 +102,33 @@ def refuse_unguided(plan: Plan, guide: Any = None) -> None:
     if guide is None and isinstance(method, GuidedMethod):
         raise UnsupportedError(
             f"{method.name} follows a small sibling model: use foveate.Engine(..., guide=Engine(...)) "
-            "and its generate(), or drop it from the plan"
+            "and its generate(), on the command line --guide; or drop it from the plan"
         )
 
 
-def refuse_own_caches(kwargs: Mapping[str, Any]) -> None:
-    """UnsupportedError for generate() options that bring a cache or forward passes of another kind."""
+def refuse_own_caches(kwargs: Mapping[str, Any], own: Any) -> None:
+    """UnsupportedError for generate() options that bring a cache or forward passes of another kind:
+    of the call, of its generation_config, or of `own`, the model's.
+    """
     config = kwargs.get("generation_config")
     for name in ("past_key_values", "cache_implementation", "prefill_chunk_size", "assistant_model",
-                 "prompt_lookup_num_tokens"):  # fmt: skip
-        if kwargs.get(name) is not None or getattr(config, name, None) is not None:
+                 "assistant_early_exit", "use_mtp", "prompt_lookup_num_tokens"):  # fmt: skip
+        given = [kwargs.get(name), getattr(config, name, None)]
+        default = getattr(own, name, None)
+        if default != "hybrid":  # of old checkpoints; transformers unsets it too
+            given.append(default)
+        if any(value is not None and value is not False for value in given):
             raise UnsupportedError(
                 f"{name} cannot be combined with a plan inside the language model, which brings its "
-                "own cache and needs the prompt whole: drop it, or the prefill and memory methods"
+                "own cache and needs the prompt whole: drop it (from the call and from the model's "
+                "generation_config), or the prefill and memory methods"
             )
-    if kwargs.get("use_cache") is False:
-        raise UnsupportedError("use_cache=False would run the plan's prefill anew at every token")
+    found = (kwargs.get("use_cache"), getattr(config, "use_cache", None))
+    used = next((v for v in (*found, getattr(own, "use_cache", None)) if v is not None), True)
+    if not used:
+        raise UnsupportedError(
+            "use_cache=False would run the plan's prefill anew at every token: pass use_cache=True"
+        )
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from foveate.core.errors import InputError, SettingError, UnsupportedError
+from foveate.core.errors import FoveateError, InputError, SettingError, UnsupportedError
 from foveate.core.language import CachePolicy, KVView
 from foveate.core.plan import Plan
 from foveate.engine.draw import field_of_view
@@ -140,23 +141,38 @@ def write_scores(scores: np.ndarray, path: Path) -> None:
         raise InputError(f"{path} cannot be written to: {error.strerror}") from None
 
 
-def main() -> None:
+def main() -> int:
+    """The command; bad input is one line on stderr and the error's exit code."""
     parser = argparse.ArgumentParser(description="Score a model's heads for sparsemm.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default=None, help="a model; the bundled one by default")
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.out.suffix != ".json":
-        raise SettingError(f"--out {args.out} must end in .json")
-    engine = Engine.from_pretrained(args.model or nano_path())
-    scores = probe_heads(engine, args.n, args.seed)
-    write_scores(scores, args.out)
+    try:
+        _check(args)
+        engine = Engine.from_pretrained(args.model or nano_path())
+        scores = probe_heads(engine, args.n, args.seed)
+        write_scores(scores, args.out)
+    except FoveateError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     top = np.sort(scores.reshape(-1))[::-1]
     print(
         f"wrote {args.out}; the best tenth of the heads hold {top[: -(-top.size // 10)].sum():.0%}"
     )
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what is wrong before a model is loaded and probed."""
+    if args.out.suffix != ".json":
+        raise SettingError(f"--out {args.out} must end in .json")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
+    if args.n < 1:
+        raise SettingError(f"--n {args.n} is out of range: at least 1")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
