@@ -12,7 +12,7 @@ import torch
 
 import foveate
 from foveate.core import Plan
-from foveate.core.errors import SettingError
+from foveate.core.errors import CapacityError, SettingError
 from foveate.engine.cache import FeatureCache
 from foveate.engine.compress import compress
 from foveate.engine.continuous import ContinuousEngine, serving
@@ -206,6 +206,32 @@ def test_out_of_memory_empties_the_cache_and_loses_nobody(engine: foveate.Engine
     for r in requests:
         want = engine.generate([r], max_new_tokens=10)[0]
         assert got[str(r.id)].token_ids == want.token_ids
+
+
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_request_alone_fails_for_memory_only_once_the_cache_is_empty(
+    engine: foveate.Engine, times: int
+) -> None:
+    calls = {"n": 0}
+
+    def breaks(*_: Any) -> None:
+        calls["n"] += 1
+        if calls["n"] <= times:
+            raise torch.OutOfMemoryError("planted")
+
+    with serving(engine, "none", prefix_cache_bytes=BYTES) as run:
+        _one(run, _ask("what is it?", "a"))
+        assert run.prefix is not None and run.prefix.stats.bytes
+        handle = run.run.layers[3].register_forward_pre_hook(breaks)
+        try:
+            run.submit(_ask("how many?", "b", picture=1))
+            got = run.run_all()["b"]
+        finally:
+            handle.remove()
+    if times == 1:
+        assert got.token_ids == engine.generate([_ask("how many?", "b", picture=1)])[0].token_ids
+    else:
+        assert isinstance(got.error, CapacityError) and calls["n"] == 2
 
 
 def test_off_by_default_and_bad_budgets_are_refused(engine: foveate.Engine) -> None:

@@ -271,6 +271,25 @@ def test_a_cancel_while_the_work_runs_voids_its_report():
     s.add("a", visual_tokens=1, max_new_tokens=3)
 
 
+def test_what_a_step_that_broke_off_did_not_report_is_handed_out_again():
+    s = Scheduler(8, 3)
+    for id in ("a", "b"):
+        s.add(id, visual_tokens=0, max_new_tokens=3)
+    s.step()
+    for id in ("a", "b"):
+        s.encoded(id, 3)
+    s.step()
+    s.prefilled("a", 3)
+    s.emitted("a", False)
+    s.recall()
+    assert s.step() == Step(decode=("a",), prefill=(Chunk("b", 0, 3, True),))
+    s.recall()
+    s.cancel("a")
+    assert s.step() == Step(prefill=(Chunk("b", 0, 3, True),))
+    s.prefilled("b", 3)
+    assert not s.emitted("b", False)
+
+
 def test_a_failed_request_leaves_the_others_alone():
     toy = ready(Scheduler(8, 2), 4, 4)
     toy.jobs["a"].broken = True

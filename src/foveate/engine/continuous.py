@@ -10,37 +10,40 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from foveate.core.errors import FoveateError, InputError, UnsupportedError
+from foveate.core.errors import FoveateError, InputError, StateError, UnsupportedError
 from foveate.core.plan import Plan
+from foveate.engine.attach import refuse_attached
 from foveate.engine.compress import refuse_later_stages
 from foveate.engine.engine import Engine
 from foveate.engine.job import Job, OnToken
-from foveate.engine.kv_cache import RaggedCache
-from foveate.engine.kv_coded import changes_by_step
 from foveate.engine.kv_report import HeldRows
-from foveate.engine.language_door import kept_segments, meta_of, refuse_unguided, taken
+from foveate.engine.language_door import kept_segments, meta_of, refuse_unguided
 from foveate.engine.language_run import LanguageRun
+from foveate.engine.passes import Passes
 from foveate.engine.prefix_cache import shared_caches
 from foveate.engine.request import Answer, Request
-from foveate.engine.scheduler import Chunk, Scheduler, Shrunk
+from foveate.engine.scheduler import Chunk, Scheduler, Shrunk, Step
+from foveate.models import compat
+
+# What torch says, in a plain RuntimeError, where a CPU or an Apple GPU has no memory left.
+_NO_MEMORY = ("not enough memory", "can't allocate memory", "out of memory")
 
 
 class ContinuousEngine:
     """Serves requests on an Engine's model under one plan.
 
     token_budget_tokens, max_running, kv_budget_bytes: see Scheduler; prefix_cache_bytes: what later
-    questions about the same pictures may share (prefix_cache.py), 0 = nothing. Greedy. A request that
-    fails carries its error in its answer; the others go on. `submit` and `cancel` may be called from
-    other threads than the one that steps. Raises UnsupportedError for plans or models that cannot be
-    served so, before any compute.
+    questions about the same pictures may share (prefix_cache.py), 0 = nothing. Greedy, after the
+    model's generation config. A request that fails carries its error in its answer; the others go on.
+    `submit`, `cancel` and `answer` may be called from other threads than the one that steps. Raises
+    UnsupportedError for plans or models that cannot be served so, before any compute.
     """
 
     def __init__(
@@ -57,32 +60,42 @@ class ContinuousEngine:
         refuse_later_stages(self.plan)
         refuse_unguided(self.plan)
         self.run = LanguageRun(engine.adapter, self.plan)
-        self.cache = self.run.new_cache()
-        if self.cache.recurrent:
+        self.passes = Passes(engine, self.run)
+        if self.passes.cache.recurrent:
             raise UnsupportedError(
                 f"{engine.adapter.model_type} keeps a recurrent state for a whole batch, which "
                 "requests cannot join or leave: use Engine.generate"
             )
         self.scheduler = Scheduler(token_budget_tokens, max_running, kv_budget_bytes)
         self.stop_ids = engine.stop_ids({})
+        word = torch.zeros(1, 1, dtype=torch.long, device=engine.model.device)
+        self._plain = not compat.greedy_processors(engine.model, word)  # the best logit as it is
         self.prefix, self.features = shared_caches(engine, prefix_cache_bytes)
         self._jobs: dict[str, Job] = {}
         self._done: dict[str, Answer] = {}
         self._numbers = itertools.count()
         self._lock = threading.RLock()
-        inner = self.plan.stage("prefill") is not None or self.plan.stage("memory") is not None
-        self._whole = inner
+        self._reading = threading.Lock()  # the tokenizer's padding side is changed for a moment
+        self._busy = self._closed = False
         self._attached: contextlib.ExitStack | None = None
 
     def __enter__(self) -> ContinuousEngine:
-        self._attached = contextlib.ExitStack()
-        self._attached.enter_context(self.run.attached())
+        if self._attached is not None or self._closed:
+            raise StateError("a ContinuousEngine is entered once: make another")
+        refuse_attached(self.engine.model)
+        stack = contextlib.ExitStack()
+        stack.enter_context(self.run.attached())
+        self._attached = stack
         return self
 
     def __exit__(self, *_: Any) -> None:
         assert self._attached is not None
-        self._attached.close()
-        self._attached = None
+        with self._lock:
+            self._attached.close()
+            self._attached, self._closed = None, True
+            for id in list(self._jobs):
+                self.cancel(id)
+            self._jobs.clear()
 
     # --- the user's side ---------------------------------------------------------------------------
     def submit(
@@ -95,12 +108,17 @@ class ContinuousEngine:
     ) -> str:
         """Queue a request and return its id (request.id, or a new one).
 
-        Media are read and preprocessed here. Raises InputError or MediaError for a bad request.
+        Media are read and preprocessed here. Raises InputError or MediaError for a bad request, or an id
+        whose answer has not been handed out, StateError once the engine was left.
         """
-        id = request.id or f"request-{next(self._numbers)}"
+        with self._lock:
+            fresh = (f"request-{n}" for n in self._numbers)
+            id = request.id or next(i for i in fresh if i not in self._jobs and i not in self._done)
+            self._check_open(id)
         member = self.engine.prepare(replace(request, id=id))
         try:
-            ready = self.engine.preprocessed([member], self.plan)
+            with self._reading:
+                ready = self.engine.preprocessed([member], self.plan)
         except (ValueError, IndexError) as error:
             if isinstance(error, FoveateError):
                 raise
@@ -110,9 +128,11 @@ class ContinuousEngine:
             t for t in (adapter.token_id("image"), adapter.token_id("video")) if t is not None
         ]
         visual = sum(int((ready.inputs["input_ids"] == t).sum()) for t in tokens)
-        # A block of tokens that see each other both ways must not be cut.
-        chunkable = not self._whole and "token_type_ids" not in ready.inputs
+        chunkable = not self.passes.whole and adapter.cuttable(ready.inputs)
         with self._lock:
+            self._check_open(id)
+            if not self._busy:
+                self._forget_ended()
             self.scheduler.add(
                 id,
                 visual_tokens=visual,
@@ -125,16 +145,22 @@ class ContinuousEngine:
         return id
 
     def cancel(self, id: str) -> bool:
-        """End a request; its KV is freed at the next step. False if it had ended before."""
+        """End a request and free its KV, also from inside on_token. False if it had ended before;
+        InputError for an id that is unknown or whose answer has been handed out.
+        """
         with self._lock:
+            if id not in self._jobs and id in self._done:
+                return False
             was = self.scheduler.cancel(id)
             if was:
-                job = self._jobs[id]
-                job.sequence = job.ready = None
-                self._done[id] = Answer(
-                    job.said, tuple(job.ids), error=InputError("the request was cancelled"), id=id
-                )
+                self._end(self._jobs[id], InputError("the request was cancelled"))
             return was
+
+    def _check_open(self, id: str) -> None:
+        if self._closed:
+            raise StateError("the engine was left: submit inside its `with` block")
+        if id in self._done:
+            raise InputError(f"id {id!r} is in use: take its answer() first, or give another")
 
     def answer(self, id: str) -> Answer | None:
         """The answer of an ended request, handed out once; None while it runs."""
@@ -151,39 +177,76 @@ class ContinuousEngine:
 
     @property
     def kv_bytes(self) -> int:
-        """KV bytes allocated now."""
-        return sum(j.sequence.memory_bytes for j in self._jobs.values() if j.sequence is not None)
+        """KV bytes of all requests now."""
+        with self._lock:
+            held = (j.sequence for j in self._jobs.values())
+            return sum(sequence.memory_bytes for sequence in held if sequence is not None)
 
     # --- one step ----------------------------------------------------------------------------------
     @torch.no_grad()
     def step(self) -> bool:
-        """Run what the scheduler says next; False when there is nothing to do."""
+        """Run what the scheduler says next; False when there is nothing to do.
+
+        Any thread may step. StateError while another plan is on the model, or from inside on_token.
+        """
         if self._attached is None:
             raise InputError("enter the engine first: `with ContinuousEngine(...) as serving:`")
         with self._lock:
+            if self._busy:
+                raise StateError("step() was called from inside on_token: let the step end first")
+            if not self.run.in_charge:
+                raise StateError("another plan was put on this model: leave its block first")
             self._forget_ended()
             step = self.scheduler.step()
             if not step:
                 return False
-            for id in step.preempt:
-                self._jobs[id].sequence = None
+            self._busy = True
             try:
-                if step.decode:
-                    self._decode([self._jobs[i] for i in step.decode])
-                for chunk in step.prefill:
-                    self._prefill(self._jobs[chunk.id], chunk)
-                for id in step.encode:
-                    self._encode(self._jobs[id])
-            except (torch.OutOfMemoryError, MemoryError):
-                self._shrink(self.scheduler.shrink())
-            except RuntimeError as error:
-                if "not enough memory" not in str(error):
-                    raise
-                self._shrink(self.scheduler.shrink())
+                if not self._ran(step):
+                    freed = self.prefix is not None and self.prefix.stats.bytes > 0
+                    self._shrink(self.scheduler.shrink(freed))
+            except BaseException:
+                self.scheduler.recall()
+                self._take_back()
+                raise
+            finally:
+                self._busy = False
+                self.passes.let_go()
             for job in self._jobs.values():
                 if job.sequence is not None and self.scheduler.ticket(job.id).holds_kv:
                     self.scheduler.kv_bytes(job.id, job.sequence.memory_bytes)
             return True
+
+    def _ran(self, step: Step) -> bool:
+        """Whether memory sufficed. What a callback cancels on the way is passed over."""
+        for id in step.preempt:
+            self._jobs[id].sequence = None
+        try:
+            if step.decode:
+                self._decode([self._jobs[i] for i in step.decode])
+            for chunk in step.prefill:
+                self._guarded(self._jobs[chunk.id], self._prefill, chunk)
+            for id in step.encode:
+                self._guarded(self._jobs[id], self._encode)
+        except (torch.OutOfMemoryError, MemoryError):
+            return False
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _NO_MEMORY):
+                raise
+            return False
+        return True
+
+    def _guarded(self, job: Job, work: Callable[..., None], *args: Any) -> None:
+        """Do a request's own work; if it cannot be done, that request alone fails."""
+        if self._gone(job):
+            return
+        try:
+            work(job, *args)
+        except FoveateError as error:
+            self._fail(job, error)
+
+    def _gone(self, job: Job) -> bool:
+        return self.scheduler.ticket(job.id).ended
 
     def _forget_ended(self) -> None:
         for id in [i for i in self._jobs if self.scheduler.ticket(i).ended]:
@@ -194,59 +257,40 @@ class ContinuousEngine:
     def _encode(self, job: Job) -> None:
         assert job.ready is not None
         try:
-            inputs = job.ready.inputs
-            job.run = self.engine.compressed(job.ready, self.features)
-        except FoveateError as error:
-            self._fail(job, error)
-            return
-        job.ready = None
-        row = job.run.short.rows[0]
-        job.meta = meta_of(job.run.short, self.engine.special_ids)[0]
+            run = self.engine.compressed(job.ready, self.features)
+        except (ValueError, IndexError) as error:
+            if isinstance(error, FoveateError):
+                raise
+            raise InputError(f"the processor: {error}") from error
+        job.run, job.meta = run, meta_of(run.short, self.engine.special_ids)[0]
         if self.prefix:
-            self.prefix.announce(job, self.engine.adapter, self.plan, inputs)
-        job.run.clock.start("prefill")
-        self.scheduler.encoded(job.id, len(row.index), max(1, self._bytes_per_token()))
-
-    def _bytes_per_token(self) -> int:
-        known = [j.sequence for j in self._jobs.values() if j.sequence and j.sequence.length]
-        if known:
-            return max(s.memory_bytes // s.length for s in known)
-        text = self.run.text_config
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        size = torch.finfo(self.engine.model.dtype).bits // 8
-        return int(2 * sum(self.cache.held) * heads * width * size)
-
-    def _rows(self, jobs: list[Job], seen: int) -> RaggedCache:
-        cache = self.cache
-        cache.rows = [j.sequence for j in jobs if j.sequence is not None]
-        cache.set_seen(seen)
-        self.run.resume(cache, [j.meta for j in jobs if j.meta is not None])
-        return cache
+            self.prefix.announce(job, self.engine.adapter, self.plan, job.ready.inputs)
+        if not self._plain:
+            job.scores = compat.greedy_processors(self.engine.model, job.prompt)
+        job.ready = None
+        run.clock.start("prefill")
+        held = (j.sequence for j in self._jobs.values())
+        bytes_per_token = max(1, self.passes.bytes_per_token(held))
+        self.scheduler.encoded(job.id, len(run.short.rows[0].index), bytes_per_token)
 
     def _decode(self, jobs: list[Job]) -> None:
-        device = self.engine.model.device
-        cache = self._rows(jobs, max(j.sequence.length for j in jobs if j.sequence))
-        ids = torch.tensor([[j.ids[-1]] for j in jobs], device=device)
-        places = torch.cat([self._places(j, len(j.ids) - 1, len(j.ids)) for j in jobs], -2)
-        out = self.engine.model(
-            input_ids=ids, position_ids=places, past_key_values=cache, use_cache=True
-        )
-        for job, token in zip(jobs, out.logits[:, -1].float().argmax(-1).tolist(), strict=True):
-            self._emit(job, int(token))
-
-    def _places(self, job: Job, start: int, stop: int) -> Tensor:
-        """Positions (1, s) or (p, 1, s) of answer tokens start to stop."""
-        prompt = job.call["position_ids"]
-        steps = torch.arange(start + 1, stop + 1, device=prompt.device)
-        found: Tensor = prompt[..., -1:] + steps
-        return found
+        try:
+            tokens = self.passes.step(jobs)
+        except FoveateError as error:
+            if len(jobs) == 1:
+                self._fail(jobs[0], error)
+                return
+            self._take_back()
+            for job in jobs:  # one by one, so that only the bad one fails
+                if not self._gone(job):
+                    self._decode([job])
+            return
+        for job, token in zip(jobs, tokens, strict=True):
+            self._emit(job, token)
 
     def _prefill(self, job: Job, chunk: Chunk) -> None:
         assert job.run is not None and job.meta is not None
-        length, call = job.meta.n, dict(job.call)
-        start, stop = chunk.start, chunk.stop
-        call["logits_to_keep"] = 1
+        length, start, stop = job.meta.n, chunk.start, chunk.stop
         first = self.prefix.enter(job) if self.prefix and start == 0 else None
         if job.sequence is not None and start < length:
             start = max(start, min(stop, job.sequence.length))
@@ -255,86 +299,31 @@ class ContinuousEngine:
             if chunk.emits and first is not None:
                 self._emit(job, first)
             return
-        pictures = bool(job.run.short.rows[0].placed)
-        # A plan leaves prompts without pictures alone; those go the way of chunks.
-        if start == 0 and stop == length and (pictures or not self._whole):
-            self.run.begin([job.meta], call["attention_mask"], "left")
-            cache = self._rows([], 0)
-            if "mm_encoder_outputs" in call:  # forward() edits what it is given
-                call["mm_encoder_outputs"] = job.run.short.part(0, length)
-            out = self.engine.model(**call, past_key_values=cache, use_cache=True)
-            job.sequence = cache.rows[0]
-            if self._whole:
-                job.run.inside = taken(self.run, 0)
-        else:
-            out = self._part(job, call, start, stop, length)
-        token = int(out.logits[0, -1].float().argmax()) if chunk.emits else None
+        out = self.passes.prompt(job, start, stop)
+        token = job.best(out.logits[:, -1]) if chunk.emits else None
         if self.prefix:
             self.prefix.keep(job, start, stop, token)
         self.scheduler.prefilled(job.id, stop)
         if token is not None:
             self._emit(job, token)
 
-    def _part(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
-        assert job.run is not None
-        device = self.engine.model.device
-        if start >= length and stop - start > 1 and changes_by_step(self.run.memory):
-            return self._stepwise(job, call, start, stop, length)
-        if job.sequence is None:
-            job.sequence = self.cache.new_row()
-        cache = self._rows([job], start)
-        extra: dict[str, Any] = {}
-        # An empty cache reads as a new prompt of its own; the run is told that it is a part of one.
-        if start >= length:  # tokens of the answer, computed anew after a preemption
-            ids = torch.tensor([job.ids[start - length : stop - length]], device=device)
-            places = self._places(job, start - length, stop - length)
-        else:
-            cut = slice(start, stop)
-            ids, places = call["input_ids"][:, cut], call["position_ids"][..., cut]
-            extra |= {
-                k: v[:, cut]
-                for k, v in call.items()
-                if k.endswith("token_type_ids") and torch.is_tensor(v)
-            }
-            if media := job.run.short.part(start, stop):
-                extra["mm_encoder_outputs"] = media
-        with self.run.in_parts():
-            return self.engine.model(
-                input_ids=ids,
-                position_ids=places,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-                **extra,
-            )
-
-    def _stepwise(self, job: Job, call: dict[str, Any], start: int, stop: int, length: int) -> Any:
-        """One token at a time, where earlier entries change as tokens are added."""
-        assert job.sequence is not None
-        before, job.sequence = job.sequence, job.sequence.clone()
-        try:
-            for i in range(start, stop):
-                out = self._part(job, call, i, i + 1, length)
-        except BaseException:
-            job.sequence = before  # what was coded or evicted on the way cannot be undone
-            raise
-        return out
-
     def _emit(self, job: Job, token: int) -> None:
-        now = time.perf_counter()
+        if self._gone(job):
+            return
         if job.first_s is None:
-            job.first_s = now
+            job.first_s = time.perf_counter()
             if job.run is not None:
                 job.run.clock.stop()
                 job.run.clock.start("decode")
         job.ids.append(token)
         finished = token in self.stop_ids
         ended = self.scheduler.emitted(job.id, finished)
+        error = None
         if job.on_token is not None and not finished:
-            text = self._text(job)
-            piece, job.said = text[len(job.said) :], text
-            job.on_token(job.id, token, piece)
-        if ended:
+            error = job.tell(token, self._text(job), ended)
+        if error is not None:
+            self._fail(job, error)
+        elif ended:
             self._finish(job)
 
     def _text(self, job: Job) -> str:
@@ -368,9 +357,12 @@ class ContinuousEngine:
         job.sequence = job.run = None
 
     def _fail(self, job: Job, error: FoveateError) -> None:
-        self.scheduler.failed(job.id, error)
-        self._done[job.id] = Answer("", error=error, id=job.id)
-        job.sequence = job.run = job.ready = None
+        if not self._gone(job):
+            self.scheduler.failed(job.id, error)
+        self._end(job, error)
+
+    def _end(self, job: Job, error: FoveateError) -> None:
+        self._done[job.id] = job.ended(self._text(job), error)
 
     def _shrink(self, found: Shrunk) -> None:
         """Out of memory: free what the scheduler says, and take back what the failed pass wrote."""
@@ -379,15 +371,20 @@ class ContinuousEngine:
         for id in found.preempt:
             self._jobs[id].sequence = None
         if found.failed is not None:
-            job, error = self._jobs[found.failed], self.scheduler.ticket(found.failed).error
-            self._done[job.id] = Answer("", error=error, id=job.id)
-            job.sequence = job.run = job.ready = None
+            error = self.scheduler.ticket(found.failed).error
+            assert error is not None
+            self._end(self._jobs[found.failed], error)
+        self._take_back()
+        self.passes.let_go()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _take_back(self) -> None:
+        """Put caches back to the tokens that were reported."""
         for job in self._jobs.values():
             ticket = self.scheduler.ticket(job.id)
             if job.sequence is not None and ticket.holds_kv:
                 job.sequence.take_back(ticket.cached_tokens)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
 
 
 @contextlib.contextmanager

@@ -222,12 +222,13 @@ class Scheduler(Book):
             raise StateError(f"request {id!r} is {ticket.state}: it holds no KV")
         ticket.kv_bytes = bytes
 
-    def shrink(self) -> Shrunk:
+    def shrink(self, freed: bool = False) -> Shrunk:
         """After an out-of-memory in the last step: half of what ran stays, the newest go back to the
         queue, and what was handed out and not reported is handed out again.
 
         The executor frees the KV of the preempted and puts caches of the others back to cached_tokens
-        entries. What ran alone fails with CapacityError. StateError if nothing ran.
+        entries. What ran alone fails with CapacityError, unless the executor `freed` memory beside it:
+        then it is tried again. StateError if nothing ran.
         """
         if not self._parts:
             raise StateError("nothing was handed out that could be made smaller")
@@ -237,7 +238,7 @@ class Scheduler(Book):
         self._limit, self._calm = max(1, len(parts) // 2), 0
         if len(parts) == 1:
             ticket = self._tickets.get(next(iter(parts)))
-            if ticket is None or ticket.ended:
+            if ticket is None or ticket.ended or freed:
                 return Shrunk((), None)
             doing = "its KV cache" if ticket.holds_kv else "its encoder"
             ticket.error = CapacityError(
@@ -249,6 +250,12 @@ class Scheduler(Book):
             return Shrunk((), ticket.id)
         out = [self._preempt(t) for t in reversed(self._running[self._limit :])]
         return Shrunk(tuple(out), None)
+
+    def recall(self) -> None:
+        """After a step that broke off: what was handed out and not reported is handed out again. The
+        executor puts caches back to cached_tokens entries.
+        """
+        self._due.clear()
 
     def _is_void(self, id: str, what: str) -> bool:
         """Whether a report comes after a cancel; StateError if no such work was handed out."""

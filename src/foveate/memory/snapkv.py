@@ -47,7 +47,9 @@ class SnapKV(CachePolicy):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kernel % 2 == 0:
-            raise SettingError(f"{self.name}: kernel = {self.kernel} is out of range: an odd number")
+            raise SettingError(
+                f"{self.name}: kernel = {self.kernel} is out of range: an odd number"
+            )
 
     def observe(self, layer: int, view: KVView) -> Any:
         return window_votes(view, self.window, self.kernel, self.pooling)

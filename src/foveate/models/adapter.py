@@ -123,6 +123,11 @@ class AutoAdapter:
         kinds = getattr(self.text_config, "layer_types", None) or ()
         return any("linear" in k or "conv" in k or "mamba" in k for k in kinds)
 
+    def cuttable(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether a prompt may pass in parts: not where a picture's tokens see each other both ways."""
+        both = getattr(self.text_config, "use_bidirectional_attention", None) == "vision"
+        return not both and "token_type_ids" not in inputs
+
     @property
     def vision(self) -> nn.Module:
         tower: nn.Module = self.model.get_encoder("image")

@@ -76,6 +76,21 @@ def position_ids(model: Any, input_ids: Tensor, kwargs: Mapping[str, Any]) -> Te
     )
 
 
+def greedy_processors(model: Any, prompt: Tensor) -> Any:
+    """What generate(do_sample=False) does to the scores of a prompt (1, n) before it takes the best: a
+    list of logits processors after the model's generation config, mostly empty.
+    """
+    config, _ = model._prepare_generation_config(None, do_sample=False)
+    model._prepare_special_tokens(config, True, device=prompt.device)
+    return model._get_logits_processor(
+        generation_config=config,
+        input_ids_seq_length=int(prompt.shape[1]),
+        encoder_input_ids=prompt,
+        device=prompt.device,
+        model_kwargs={},
+    )
+
+
 def with_inferred_mask(model: Any, kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     """generate()'s inputs with the mask that it would infer from the pad token, if none was given."""
     ids = kwargs.get("input_ids")

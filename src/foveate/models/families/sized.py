@@ -117,7 +117,12 @@ class GotOcrAdapter(AutoAdapter):
 
 @family("molmo2")
 class Molmo2Adapter(AutoAdapter):
-    """Attention pooling over crops of two resolutions: tokens of a picture have no common grid."""
+    """Attention pooling over crops of two resolutions: tokens of a picture have no common grid. In
+    the decoder those of all pictures see each other both ways.
+    """
+
+    def cuttable(self, inputs: Mapping[str, Any]) -> bool:
+        return False
 
     def pieces(self, out: Any, mm: Mapping[str, Any]) -> list[Piece]:
         return [
