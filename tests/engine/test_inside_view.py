@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from foveate.core import Plan
-from foveate.core.errors import PlanError, UnsupportedError
+from foveate.core.errors import NonFiniteError, PlanError, UnsupportedError
 from foveate.core.language import PrefillMethod, Route
+from foveate.engine.attach import attach
 from foveate.engine.compress import compress
 from foveate.engine.language_door import begin
 from foveate.engine.language_run import LanguageRun
@@ -123,6 +124,18 @@ def test_there_is_no_attention_before_layer_0() -> None:
         if "mm_encoder_outputs" in kwargs:
             kwargs["mm_encoder_outputs"] = short.expand(None, 1)
         model(**kwargs)
+
+
+@pytest.mark.parametrize("plan", ["fastv:layer=2,keep=1/2", "snapkv:keep=1/4,window=4"])
+def test_attention_that_is_not_finite_chooses_nothing(plan: str) -> None:
+    """Its rows were read as zeros, so that the first tokens stayed in silence."""
+    model = tiny.make_model("llava")
+    layer = model.model.language_model.layers[1].self_attn
+    torch.nn.init.constant_(layer.q_proj.weight, float("nan"))
+    media = tiny.split_images("llava", tiny.image_inputs("llava"))[0]
+    row = tiny.prompt("llava", model, media)
+    with attach(model, plan), pytest.raises(NonFiniteError), torch.no_grad():
+        model(**row, **media)
 
 
 @pytest.mark.parametrize("at", [(3, 2), (2, 2), (2, 6), (-1, 2)])

@@ -167,7 +167,7 @@ def attention_rows(
 ) -> Tensor:
     """softmax of q (H, r, a) against k (Hkv, S, a): (H, r, S) float32. index (r,) are the places of
     the queries among the S; mask (r or 1, S) bool or additive; None is causal. Logits are divided by
-    the temperature.
+    the temperature. A query that sees no key has a row of zeros.
     """
     with torch.autocast(q.device.type, enabled=False):
         heads, rows = q.shape[0], q.shape[1]
@@ -182,4 +182,5 @@ def attention_rows(
             mask = torch.arange(k.shape[1], device=q.device)[None] <= index[:, None]
         hidden = ~mask if mask.dtype == torch.bool else None
         logits = logits + mask.float() if hidden is None else logits.masked_fill(hidden, -torch.inf)
-        return torch.softmax(logits, -1).nan_to_num(0.0)
+        nothing = (logits == -torch.inf).all(-1, keepdim=True)  # of NaN, nothing is made good
+        return torch.softmax(logits, -1).masked_fill(nothing, 0.0)

@@ -6,8 +6,8 @@ arXiv 2403.06764, section 4. Tokens are ranked by the attention they receive in 
 over heads, and the share R with the least attention leaves before layer K.
 
 What the authors' code does: only the last query counts, as here, where the text averages over the
-following queries; in its cached path kept tokens take new positions, here they keep theirs. All
-pictures of a request are ranked together.
+following queries; in its cached path kept tokens take new positions, here they keep theirs; a half
+token rounds to the even count there, up here. All pictures of a request are ranked together.
 
 Cost: O(H S a + V log V) for one row of attention.
 """

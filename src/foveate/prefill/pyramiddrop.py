@@ -8,9 +8,10 @@ token, softmax over the whole row and mean over heads, and a fixed share of the 
 goes on: 1/2, 1/4 and 1/8 from layers 8, 16 and 24 of 32.
 
 Differs from the authors' code: kept tokens keep their positions, where theirs are numbered anew in
-each stage; shares are rounded half up, where theirs are cut off; any padding and any number of
-pictures, ranked together. `at` gives layers or shares of the depth, so that 1/4 1/2 3/4 is the
-paper's staircase on a model of any depth. Only the projections of the ranking layers run twice.
+each stage; shares are rounded half up, where theirs are cut off, and one token stays at least; any
+padding and any number of pictures, ranked together. `at` gives layers or shares of the depth, so
+that 1/4 1/2 3/4 is the paper's staircase on a model of any depth. Only the projections of the
+ranking layers run twice.
 
 Cost: at each of the stages O(S d²) for queries and keys, O(H S a) for one row of attention.
 """
