@@ -1,7 +1,7 @@
 """Every "Must hold" line with its figure, bound, date and machine: runs the claim tests, reads the
 benchmarks' results and writes bench/claims.md. The last line of output is one JSON object.
 
-    python -m bench.claims [--tests-json FILE] [--out bench/claims.md] [-- PYTEST ARGUMENTS]
+    python -m bench.claims [--tests-json FILE]... [--out bench/claims.md] [-- PYTEST ARGUMENTS]
 
 Leaves with 0 if every claim was shown to hold, 1 if one does not, 4 if one has no evidence.
 """
@@ -241,18 +241,25 @@ def markdown(lines: list[Evidence]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tests-json", type=Path, help="use this record of its file's date")
+    parser.add_argument(
+        "--tests-json",
+        type=Path,
+        action="append",
+        help="use these records, each of its file's date",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "claims.md")
     parser.add_argument("--full-log", type=Path, default=full.LOG, help="log of `make test-full`")
     parser.add_argument("pytest", nargs="*", help="further arguments for pytest")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        path = options.tests_json or Path(folder) / "claims.json"
+        paths = options.tests_json or [Path(folder) / "claims.json"]
         if options.tests_json is None:
-            run_tests(path, options.pytest)
-        tests = json.loads(path.read_text(encoding="utf-8"))
-        when = date.fromtimestamp(path.stat().st_mtime)
-    lines = from_tests(tests, describe(machine()), when.isoformat())
+            run_tests(paths[0], options.pytest)
+        lines = []
+        for path in paths:
+            tests = json.loads(path.read_text(encoding="utf-8"))
+            when = date.fromtimestamp(path.stat().st_mtime)
+            lines += from_tests(tests, describe(machine()), when.isoformat())
     for file in sorted(RESULTS.glob("*.json")):
         lines += from_bench(file.stem, json.loads(file.read_text(encoding="utf-8")))
     lines += from_full(options.full_log)

@@ -138,6 +138,24 @@ def test_a_claim_without_evidence_is_in_the_table_and_in_the_exit_code(
     assert ids == list(claims.CLAIMS)
 
 
+def test_records_of_two_days_keep_their_dates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results, page = tmp_path / "results", tmp_path / "claims.md"
+    results.mkdir()
+    monkeypatch.setattr(claims, "RESULTS", results)
+    call = ["--out", str(page), "--full-log", str(tmp_path / "no.log")]
+    for i, c in enumerate(list(claims.CLAIMS)[:2]):
+        record = tmp_path / f"{c}.json"
+        row = {"test": f"t.py::test_{c}", "claims": [c], "outcome": "passed", "what": "a"}
+        record.write_text(json.dumps([row]))
+        os.utime(record, (10**9 + i * 86_400, 10**9 + i * 86_400))
+        call += ["--tests-json", str(record)]
+    claims.main(call)
+    text = page.read_text()
+    assert text.count("| 2001-09-09 |") == text.count("| 2001-09-10 |") == 1
+
+
 @pytest.mark.parametrize(
     ("last", "figure", "holds"),
     [
