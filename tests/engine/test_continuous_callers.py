@@ -157,7 +157,7 @@ def test_a_callback_that_raises_ends_its_own_request(engine: foveate.Engine, end
     requests = _requests(3)
     want = _alone(engine, requests)
     for place in (1, 3, NEW):  # the first token, one in the middle, the last
-
+        # One list a definition is what counts the calls here.
         def bad(_id: str, _token: int, _text: str, seen: list[int] = [], at: int = place) -> None:  # noqa: B006
             seen.append(_token)
             if len(seen) == at:
@@ -187,7 +187,7 @@ def test_a_callback_may_cancel_any_request_at_any_moment(
         was: list[bool] = []
         # A small budget, so that some of them decode while others are in the middle of a prompt.
         with serving(engine, token_budget_tokens=150, prefix_cache_bytes=prefix_cache_bytes) as run:
-
+            # Called within this turn of the loop only: its names are this turn's.
             def hear(id: str, _token: int, _text: str) -> None:
                 heard.append(id)  # noqa: B023
                 if len(heard) == moment:  # noqa: B023
@@ -270,6 +270,7 @@ def test_a_step_that_broke_off_is_run_again(
     for plan in ("none", "kivi:bits=4,group=4,residual=4"):
         want, calls, raised = _alone(engine, requests, plan), {"n": 0}, 0
 
+        # Called within this turn of the loop only.
         def breaks(*_: Any) -> None:
             calls["n"] += 1  # noqa: B023
             if calls["n"] in (2, 6, 8):  # noqa: B023

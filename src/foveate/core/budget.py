@@ -24,17 +24,7 @@ class Budget:
     per_request: int | None = None
 
     def __post_init__(self) -> None:
-        given = [f for f in ("keep", "per_image", "per_request") if getattr(self, f) is not None]
-        if len(given) != 1:
-            raise SettingError(
-                f"a budget sets exactly one of keep, per_image, per_request; got {given or 'none'}"
-            )
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise SettingError(f"keep = {self.keep} is out of range: 0 < keep <= 1")
-        for name in ("per_image", "per_request"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} = {value} is out of range: at least 1 token")
+        _check(self, "a budget", ("per_image", "per_request"), "at least 1 token")
 
 
 @dataclass(frozen=True)
@@ -46,17 +36,21 @@ class KVBudget:
     bytes: int | None = None
 
     def __post_init__(self) -> None:
-        given = [f for f in ("keep", "entries", "bytes") if getattr(self, f) is not None]
-        if len(given) != 1:
-            raise SettingError(
-                f"a KV budget sets exactly one of keep, entries, bytes; got {given or 'none'}"
-            )
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise SettingError(f"keep = {self.keep} is out of range: 0 < keep <= 1")
-        for name in ("entries", "bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise SettingError(f"{name} = {value} is out of range: at least 1")
+        _check(self, "a KV budget", ("entries", "bytes"), "at least 1")
+
+
+def _check(budget: Budget | KVBudget, title: str, counts: tuple[str, ...], least: str) -> None:
+    """SettingError unless exactly one of keep and the counts is set, and in its range."""
+    names = ("keep", *counts)
+    given = [f for f in names if getattr(budget, f) is not None]
+    if len(given) != 1:
+        raise SettingError(f"{title} sets exactly one of {', '.join(names)}; got {given or 'none'}")
+    if budget.keep is not None and not 0 < budget.keep <= 1:
+        raise SettingError(f"keep = {budget.keep} is out of range: 0 < keep <= 1")
+    for name in counts:
+        value = getattr(budget, name)
+        if value is not None and value < 1:
+            raise SettingError(f"{name} = {value} is out of range: {least}")
 
 
 @dataclass(frozen=True)

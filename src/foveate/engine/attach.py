@@ -163,7 +163,8 @@ def attach(
             compat.continue_positions(adapter, short.kwargs)
         return out
 
-    # For refuse_attached(); a block without methods inside another leaves that one's mark.
+    # For refuse_attached(); a block without methods inside another leaves that one's mark. A function
+    # may carry attributes; the type of functions does not say so.
     generate_with_plan.foveate_plan = parsed if parsed.methods else attached_plan(inner)  # type: ignore[attr-defined]
     with contextlib.ExitStack() as stack:
         stack.enter_context(compat.kept_state(inner.base_model))
