@@ -5,6 +5,7 @@ requests that fail in the middle, and what is held afterwards.
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 import time
 import weakref
@@ -152,19 +153,37 @@ def test_requests_from_several_threads(
     assert len(got) == 16 and all(ids == want[i.split("-")[1]] for i, ids in got.items())
 
 
+def _raising(at: int | tuple[int, ...], kind: type[BaseException]) -> Any:
+    """A function of anything that raises in these of its calls, counted from 1."""
+    calls, places = itertools.count(1), at if isinstance(at, tuple) else (at,)
+
+    def call(*_: Any) -> None:
+        if next(calls) in places:
+            raise kind("planted")
+
+    return call
+
+
+def _cancelling(run: Any, victim: str, moment: int) -> tuple[Any, list[str], list[bool]]:
+    """A callback that cancels a request at its moment-th call, whom it heard, and what cancel said."""
+    heard: list[str] = []
+    was: list[bool] = []
+
+    def hear(id: str, _token: int, _text: str) -> None:
+        heard.append(id)
+        if len(heard) == moment:
+            was.append(run.cancel(victim))
+
+    return hear, heard, was
+
+
 # --- callbacks ----------------------------------------------------------------------------------
 def test_a_callback_that_raises_ends_its_own_request(engine: foveate.Engine, endless: None) -> None:
     requests = _requests(3)
     want = _alone(engine, requests)
     for place in (1, 3, NEW):  # the first token, one in the middle, the last
-        # One list a definition is what counts the calls here.
-        def bad(_id: str, _token: int, _text: str, seen: list[int] = [], at: int = place) -> None:  # noqa: B006
-            seen.append(_token)
-            if len(seen) == at:
-                raise ValueError("planted")
-
         with serving(engine) as run:
-            _submit(run, requests[:1], on_token=bad)
+            _submit(run, requests[:1], on_token=_raising(place, ValueError))
             _submit(run, requests[1:])
             got = run.run_all()
             assert run.kv_bytes == 0
@@ -183,16 +202,9 @@ def test_a_callback_may_cancel_any_request_at_any_moment(
     requests = _requests(3)
     want = _alone(engine, requests)
     for moment in range(1, 3 * NEW, 2):
-        heard: list[str] = []
-        was: list[bool] = []
         # A small budget, so that some of them decode while others are in the middle of a prompt.
         with serving(engine, token_budget_tokens=150, prefix_cache_bytes=prefix_cache_bytes) as run:
-            # Called within this turn of the loop only: its names are this turn's.
-            def hear(id: str, _token: int, _text: str) -> None:
-                heard.append(id)  # noqa: B023
-                if len(heard) == moment:  # noqa: B023
-                    was.append(run.cancel(victim))  # noqa: B023
-
+            hear, heard, was = _cancelling(run, victim, moment)
             _submit(run, requests, on_token=hear)
             got = run.run_all()
             assert run.kv_bytes == 0
@@ -268,16 +280,9 @@ def test_a_step_that_broke_off_is_run_again(
 ) -> None:
     requests = _requests(3)
     for plan in ("none", "kivi:bits=4,group=4,residual=4"):
-        want, calls, raised = _alone(engine, requests, plan), {"n": 0}, 0
-
-        # Called within this turn of the loop only.
-        def breaks(*_: Any) -> None:
-            calls["n"] += 1  # noqa: B023
-            if calls["n"] in (2, 6, 8):  # noqa: B023
-                raise kind("planted")
-
+        want, raised = _alone(engine, requests, plan), 0
         with serving(engine, plan) as run:
-            handle = run.run.layers[3].register_forward_pre_hook(breaks)
+            handle = run.run.layers[3].register_forward_pre_hook(_raising((2, 6, 8), kind))
             try:
                 _submit(run, requests)
                 for _ in range(3):

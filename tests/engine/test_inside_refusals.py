@@ -130,8 +130,9 @@ def test_labels_beside_tokens_that_leave_between_layers_are_refused() -> None:
 
 def test_the_plan_of_an_open_block_cannot_be_exchanged() -> None:
     model = tiny.make_model("llava")
-    with foveate.attach(model, INSIDE[0]) as state, pytest.raises(AttributeError):
-        state.plan = foveate.Plan()  # type: ignore[misc]
+    with foveate.attach(model, INSIDE[0]) as found, pytest.raises(AttributeError):
+        state: Any = found
+        state.plan = foveate.Plan()
 
 
 @pytest.mark.parametrize("plan", [["fastv"], 3, 0.5])

@@ -73,6 +73,8 @@ def _version() -> str:
     return version("foveate")
 
 
+# Stands before a processor of vLLM among the bases of a class that is made at run time: what super() is
+# there, a type checker cannot know, hence the ignores below.
 class PlannedProcessor:
     """Stands before vLLM's processor class in the order of resolution. What `super()` gives is vLLM's,
     hence the ignores.
